@@ -1,0 +1,242 @@
+//! Control messages: server processes, supervisor, workers and `ctl` speak them over Unix stream sockets, off the
+//! request path. One message is `length:u32` little-endian and that many bytes of JSON; descriptors named by a message
+//! travel with its first byte, in the order given at each variant.
+
+use crate::frame::Level;
+use crate::limits;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+
+/// A 128-bit secret in hexadecimal; `Debug` never shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl Secret {
+    /// Encodes sixteen random bytes.
+    pub fn from_bytes(b: &[u8; 16]) -> Secret {
+        Secret(b.iter().map(|x| format!("{x:02x}")).collect())
+    }
+    /// The sixteen bytes, or `None` for text that is no secret.
+    pub fn bytes(&self) -> Option<[u8; 16]> {
+        let t = self.0.as_bytes();
+        if t.len() != 32 {
+            return None;
+        }
+        let mut out = [0; 16];
+        for (i, pair) in t.chunks_exact(2).enumerate() {
+            out[i] = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(out)
+    }
+    /// Constant-time comparison.
+    pub fn matches(&self, other: &Secret) -> bool {
+        match (self.bytes(), other.bytes()) {
+            (Some(a), Some(b)) => crate::decode::token_matches(&a, &b),
+            _ => false,
+        }
+    }
+}
+
+/// One daemon process group as configured. Everything is resolved (paths absolute, users looked up) by the server's
+/// parent before it is sent, so that the supervisor needs no server and no look-ups.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Name of WSGIDaemonProcess; empty for the automatic group of applications without WSGIProcessGroup.
+    pub name: String,
+    /// Worker processes of each application group, 1 or more.
+    pub processes: u16,
+    /// Serving threads of each worker, 1 or more.
+    pub threads: u16,
+    /// Requests that may wait beyond the threads, over all workers of an application group.
+    pub queue_limit: u32,
+    /// `wsgi.multiprocess` (mod_wsgi: whether `processes=` was given at all).
+    pub multiprocess: bool,
+    /// Numeric user, group and supplementary groups. Only applied when the supervisor runs as root; never uid 0.
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    /// USER/LOGNAME and HOME of that uid; empty when the uid has no entry.
+    pub user_name: String,
+    pub user_home: String,
+    /// The interpreter's path, as it shall appear in argv[0] (inside the venv, symlinks kept).
+    pub python: String,
+    /// Directories added like `site.addsitedir` and moved to the front of sys.path.
+    pub python_path: Vec<String>,
+    /// Working directory, also first on sys.path; empty = inherited from the server.
+    pub home: String,
+    /// File mode creation mask; `None` = 022.
+    pub umask: Option<u32>,
+    /// LANG and LC_ALL; empty = inherited.
+    pub lang: String,
+    pub locale: String,
+    /// Shown by ps; empty = unchanged. `%{GROUP}` has been expanded.
+    pub display_name: String,
+    /// Environment of the workers, complete (inheritance, deny list, env-file and env= already applied).
+    pub env: BTreeMap<String, String>,
+    /// prctl(PR_SET_NO_NEW_PRIVS).
+    pub no_new_privileges: bool,
+    /// Seconds a worker may take from its start to READY, and a script to load at its first request; 0 = no limit.
+    pub startup_timeout: f64,
+    /// Seconds a draining worker may take to finish its requests before it is told to stop.
+    pub graceful_timeout: f64,
+    /// Seconds from the order to stop to the end of the process.
+    pub shutdown_timeout: f64,
+    /// Seconds without a request after which workers of an application group other than %{GLOBAL} end.
+    pub application_idle: f64,
+    /// Application groups other than %{GLOBAL} that may exist at once.
+    pub maximum_application_groups: u16,
+}
+
+/// A script that is loaded before a worker is ready.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Preload {
+    pub group: String,
+    /// Key of the application group; empty = %{GLOBAL}.
+    pub application: String,
+    /// Absolute path of the script, or `package.module` for a module (no slash).
+    pub script: String,
+    /// Name of the callable.
+    pub callable: String,
+}
+
+/// What a server's parent sends at each (re)start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Known to the processes of this generation of the server only.
+    pub secret: Secret,
+    /// Uid and gid the server's request-serving processes run as: owner of the sockets.
+    pub server_uid: u32,
+    pub server_gid: u32,
+    /// Roll every group even when its settings have not changed (httpd's restart means new code).
+    pub roll_all: bool,
+    pub groups: Vec<Group>,
+    pub preload: Vec<Preload>,
+    /// Least level written to the error log for output that belongs to no request.
+    pub log_level: Level,
+}
+
+/// Messages to the supervisor over `ctl.sock`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ToSupervisor {
+    /// The server's parent: serve this configuration. Descriptors: [error log]. Answer: `Accepted`.
+    /// The connection then stays open for as long as that configuration is current.
+    Configure { build: String, config: Box<Config> },
+    /// The parent's pool of this generation is going away; a `Configure` will follow on a new connection.
+    Reloading,
+    /// The parent ends: drain, stop, end. Answer: `Stopped` (or end of file) when every worker has gone.
+    Stop,
+    /// A request-serving process of the server. `client`: the number it had with a former supervisor.
+    /// Answer: `Registered`. The connection stays open until the process ends.
+    Register { secret: Secret, client: Option<u32> },
+    /// The table of an application group (a connection of its own, closed after the answer).
+    /// Answer: `Table` or `Refused`.
+    Table { secret: Secret, group: String, application: String },
+    /// For people: `mod-wsgi-rs ctl status`. Answer: `Status`.
+    Status,
+}
+
+/// Messages of the supervisor over `ctl.sock`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum FromSupervisor {
+    Accepted,
+    Stopped,
+    Registered {
+        client: u32,
+    },
+    /// Descriptors: [table memfd, directory of the workers' sockets (O_PATH)].
+    /// A slot's socket is `<slot>.<slot generation>` in that directory.
+    Table {
+        token: Secret,
+        slots: u16,
+        threads: u16,
+        rows: u16,
+    },
+    Refused {
+        reason: RefusedReason,
+        text: String,
+    },
+    Status {
+        status: serde_json::Value,
+    },
+}
+
+/// Why there is no table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedReason {
+    /// The secret is of no registered server.
+    Secret,
+    /// No such daemon process group in that server's configuration.
+    Group,
+    /// maximum-application-groups is reached.
+    ApplicationGroups,
+    /// The message does not fit.
+    Protocol,
+    /// The supervisor could not make it (no memory, no descriptors); logged.
+    Internal,
+}
+
+/// Supervisor to worker over the control socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// No new request will be claimed once the rows are CLOSED; the worker goes on until told to exit.
+    Drain,
+    /// Run the exit sequence and end within `timeout` seconds. `reason` is that of `process_stopping` subscribers.
+    Exit { timeout: f64, reason: String },
+}
+
+/// Worker to supervisor over the control socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The load set has been loaded (or has failed with the traceback logged, see `Loaded`): requests may come.
+    Ready { python: String },
+    /// A script has been loaded, at start or at its first request. `error`: it failed, this is the traceback.
+    Loaded { script: String, callable: String, mtime: u64, error: Option<String> },
+    /// A request's script has another modification time than the loaded one: the group should roll.
+    Touched { script: String, mtime: u64 },
+    /// A log record that belongs to no request.
+    Log { level: Level, text: String },
+}
+
+/// A message that cannot be sent or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("control message of {len} bytes is over the limit of {limit}", limit = limits::MAX_CONTROL)]
+    TooLong { len: usize },
+    #[error("control message is not understood: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Encodes one message with its length.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    let mut out = vec![0; 4];
+    serde_json::to_writer(&mut out, message)?;
+    let len = out.len() - 4;
+    if len > limits::MAX_CONTROL {
+        return Err(Error::TooLong { len });
+    }
+    out[..4].copy_from_slice(&(len as u32).to_le_bytes());
+    Ok(out)
+}
+
+/// The first whole message of `buf` and how many bytes it takes; `Ok(None)`: more is needed.
+pub fn decode<T: DeserializeOwned>(buf: &[u8]) -> Result<Option<(T, usize)>, Error> {
+    let Some(n) = buf.first_chunk::<4>() else { return Ok(None) };
+    let len = u32::from_le_bytes(*n) as usize;
+    if len > limits::MAX_CONTROL {
+        return Err(Error::TooLong { len });
+    }
+    let Some(body) = buf.get(4..4 + len) else { return Ok(None) };
+    Ok(Some((serde_json::from_slice(body)?, 4 + len)))
+}
