@@ -52,3 +52,13 @@ pub struct WorkerFds {
     /// Directory of the worker files (O_PATH|O_DIRECTORY).
     pub worker_dir: i32,
 }
+
+/// Environment variable that tells the Python side its two first descriptors: `<plan>,<bootstrap source>`.
+pub const PLAN_VARIABLE: &str = "MOD_WSGI_RS_PLAN";
+
+/// The program of a worker, given to the interpreter with `-c`: so `__main__` has neither `__file__` nor `__spec__`, and
+/// a child that multiprocessing spawns does not run a second worker. The bootstrap then finds `plan_fd` and
+/// `bootstrap_fd` among its globals.
+pub const PROGRAM: &str = "import os; p, b = map(int, os.environ.pop('MOD_WSGI_RS_PLAN').split(',')); \
+exec(compile(os.pread(b, 1 << 20, 0), '<mod-wsgi-rs bootstrap>', 'exec'), \
+{'__name__': '_mod_wsgi_rs_bootstrap', 'plan_fd': p, 'bootstrap_fd': b})";
