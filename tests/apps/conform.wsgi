@@ -469,7 +469,7 @@ def routes():
 
 
 def application(environ, start_response):
-    name = environ["PATH_INFO"].split("/")[1].replace("-", "_") or "exact"
+    name = (environ["PATH_INFO"] + "/").split("/")[1].replace("-", "_") or "exact"
     function = routes().get(name)
     if function is None:
         return text(start_response, "no such application", "404 Not Found")
