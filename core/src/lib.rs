@@ -4,11 +4,15 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod conn;
 pub mod directives;
 pub mod environ;
 pub mod error;
+pub mod exchange;
 pub mod guard;
 pub mod headers;
 pub mod interpreter;
+pub mod link;
 pub mod options;
+pub mod pool;
 pub mod response;

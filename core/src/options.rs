@@ -1,1 +1,291 @@
-//! (written in this session)
+//! The options of WSGIDaemonProcess (httpd) and wsgi_daemon_process (nginx): one table makes parsing, checks and docs.
+
+use std::collections::BTreeMap;
+
+/// Options of a daemon process group as written, before users, paths and defaults are resolved.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GroupOptions {
+    pub name: String,
+    pub processes: Option<u16>,
+    pub threads: Option<u16>,
+    pub user: Option<String>,
+    pub group: Option<String>,
+    pub supplementary_groups: Option<Vec<String>>,
+    pub umask: Option<u32>,
+    pub home: Option<String>,
+    pub lang: Option<String>,
+    pub locale: Option<String>,
+    pub python_home: Option<String>,
+    pub python: Option<String>,
+    pub python_path: Vec<String>,
+    pub display_name: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub env_file: Vec<String>,
+    pub clean_environment: bool,
+    pub queue_limit: Option<u32>,
+    pub queue_timeout: Option<f64>,
+    pub startup_timeout: Option<f64>,
+    pub graceful_timeout: Option<f64>,
+    pub shutdown_timeout: Option<f64>,
+    pub application_idle: Option<f64>,
+    pub maximum_application_groups: Option<u16>,
+    pub no_new_privileges: Option<bool>,
+    /// mod_wsgi options that were given and have no effect in this version.
+    pub without_effect: Vec<&'static str>,
+}
+
+/// Defaults of options, where one number fits all servers.
+pub mod defaults {
+    pub const THREADS: u16 = 15;
+    pub const PROCESSES: u16 = 1;
+    pub const QUEUE_LIMIT: u32 = 100;
+    pub const QUEUE_TIMEOUT: f64 = 45.0;
+    pub const STARTUP_TIMEOUT: f64 = 15.0;
+    pub const GRACEFUL_TIMEOUT: f64 = 15.0;
+    pub const SHUTDOWN_TIMEOUT: f64 = 5.0;
+    pub const APPLICATION_IDLE: f64 = 600.0;
+    pub const MAXIMUM_APPLICATION_GROUPS: u16 = 32;
+}
+
+/// One option: everything that is said about it anywhere.
+pub struct OptionSpec {
+    pub name: &'static str,
+    /// What a value looks like.
+    pub value: &'static str,
+    pub default: &'static str,
+    pub help: &'static str,
+    set: fn(&mut GroupOptions, &str) -> Result<(), String>,
+}
+
+fn whole(v: &str, min: u32, max: u32) -> Result<u32, String> {
+    match v.parse::<u32>() {
+        Ok(n) if (min..=max).contains(&n) => Ok(n),
+        _ => Err(format!("must be a whole number from {min} to {max}")),
+    }
+}
+
+fn seconds(v: &str) -> Result<f64, String> {
+    match v.parse::<f64>() {
+        Ok(n) if n.is_finite() && (0.0..=31_536_000.0).contains(&n) => Ok(n),
+        _ => Err("must be a number of seconds from 0 to 31536000".to_owned()),
+    }
+}
+
+fn switch(v: &str) -> Result<bool, String> {
+    match v.to_ascii_lowercase().as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be On or Off".to_owned()),
+    }
+}
+
+fn text(v: &str) -> Result<String, String> {
+    if v.is_empty() || v.contains('\0') { Err("must not be empty".to_owned()) } else { Ok(v.to_owned()) }
+}
+
+fn absolute(v: &str) -> Result<String, String> {
+    if v.starts_with('/') { text(v) } else { Err("must be an absolute path".to_owned()) }
+}
+
+/// Whether `name` can be an environment variable that people mean.
+fn variable(v: &str) -> Result<(String, String), String> {
+    match v.split_once('=') {
+        Some((k, value)) if is_variable_name(k) => Ok((k.to_owned(), value.to_owned())),
+        _ => Err("must be NAME=VALUE".to_owned()),
+    }
+}
+
+pub(crate) fn is_variable_name(k: &str) -> bool {
+    let mut c = k.bytes();
+    c.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_') && c.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+macro_rules! options {
+    ($($name:literal $value:literal $default:literal $help:literal $set:expr;)*) => {
+        /// Every option, in the order of the documentation.
+        pub const TABLE: &[OptionSpec] =
+            &[$(OptionSpec { name: $name, value: $value, default: $default, help: $help, set: $set }),*];
+    };
+}
+
+options! {
+    "processes" "1..500" "1" "Worker processes. `wsgi.multiprocess` is True when the option is given, as in mod_wsgi."
+        |o, v| { o.processes = Some(whole(v, 1, 500)? as u16); Ok(()) };
+    "threads" "1..4096" "15" "Serving threads of each worker."
+        |o, v| { o.threads = Some(whole(v, 1, 4096)? as u16); Ok(()) };
+    "user" "name or #uid" "the server's User" "User the workers run as, where the server is started as root. Uid 0 is refused."
+        |o, v| { o.user = Some(text(v)?); Ok(()) };
+    "group" "name or #gid" "the user's primary group, else the server's Group" "Group the workers run as, where the server is started as root."
+        |o, v| { o.group = Some(text(v)?); Ok(()) };
+    "supplementary-groups" "name,name" "those of the user" "Replaces the user's supplementary groups."
+        |o, v| { o.supplementary_groups = Some(v.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect()); Ok(()) };
+    "umask" "octal, 0000..0777" "0022" "File mode creation mask of the workers."
+        |o, v| { o.umask = Some(u32::from_str_radix(v, 8).ok().filter(|n| *n <= 0o777).ok_or("must be octal, from 0000 to 0777")?); Ok(()) };
+    "home" "directory" "the user's home where the user differs from the server's, else unchanged" "Working directory; also first on sys.path when given."
+        |o, v| { o.home = Some(absolute(v)?); Ok(()) };
+    "lang" "locale name" "inherited" "LANG of the workers."
+        |o, v| { o.lang = Some(text(v)?); Ok(()) };
+    "locale" "locale name" "inherited" "LC_ALL of the workers."
+        |o, v| { o.locale = Some(text(v)?); Ok(()) };
+    "python-home" "directory" "WSGIPythonHome, else /usr" "Virtual environment or installation whose interpreter (bin/python, bin/python3, highest bin/python3.N) runs the group."
+        |o, v| { o.python_home = Some(absolute(v)?); Ok(()) };
+    "python" "file" "found in python-home" "The interpreter itself, instead of python-home."
+        |o, v| { o.python = Some(absolute(v)?); Ok(()) };
+    "python-path" "dir:dir" "empty" "Directories put at the front of sys.path; their .pth files are processed."
+        |o, v| { o.python_path.extend(v.split(':').filter(|s| !s.is_empty()).map(str::to_owned)); Ok(()) };
+    "display-name" "text or %{GROUP}" "the interpreter's command line" "Name of the workers in ps and top; %{GROUP} is (wsgi:NAME)."
+        |o, v| { o.display_name = Some(text(v)?); Ok(()) };
+    "env" "NAME=VALUE" "none" "Environment variable of the workers; may be given again for another name."
+        |o, v| { let (k, v) = variable(v)?; o.env.insert(k, v); Ok(()) };
+    "env-file" "file" "none" "File of NAME=VALUE lines, read at each start and restart of the server; # begins a comment line."
+        |o, v| { o.env_file.push(absolute(v)?); Ok(()) };
+    "environment" "inherit or clean" "inherit" "What workers start from: the server's environment less a deny list, or PATH, LANG and TZ only."
+        |o, v| { o.clean_environment = match v { "inherit" => false, "clean" => true, _ => return Err("must be inherit or clean".to_owned()) }; Ok(()) };
+    "queue-limit" "0..100000" "100, at most half of the server's request threads" "Requests of an application group that may wait for a thread; beyond it 503 with Retry-After."
+        |o, v| { o.queue_limit = Some(whole(v, 0, 100_000)?); Ok(()) };
+    "listen-backlog" "0..100000" "see queue-limit" "mod_wsgi's name of queue-limit."
+        |o, v| { o.queue_limit = Some(whole(v, 0, 100_000)?); Ok(()) };
+    "queue-timeout" "seconds, 0 = never" "45" "Longest wait of a request for a thread; then 504."
+        |o, v| { o.queue_timeout = Some(seconds(v)?); Ok(()) };
+    "startup-timeout" "seconds, 0 = never" "15" "Longest time from the start of a worker to its readiness."
+        |o, v| { o.startup_timeout = Some(seconds(v)?); Ok(()) };
+    "graceful-timeout" "seconds" "15" "Time a replaced worker has to finish its requests."
+        |o, v| { o.graceful_timeout = Some(seconds(v)?); Ok(()) };
+    "shutdown-timeout" "seconds" "5" "Time a worker has for its exit handlers before it is killed."
+        |o, v| { o.shutdown_timeout = Some(seconds(v)?); Ok(()) };
+    "application-idle" "seconds, 0 = never" "600" "Workers of an application group other than %{GLOBAL} end after this time without a request."
+        |o, v| { o.application_idle = Some(seconds(v)?); Ok(()) };
+    "maximum-application-groups" "0..1000" "32" "Application groups other than %{GLOBAL} that may have workers at once; beyond it 503."
+        |o, v| { o.maximum_application_groups = Some(whole(v, 0, 1000)? as u16); Ok(()) };
+    "no-new-privileges" "On or Off" "Off" "prctl(PR_SET_NO_NEW_PRIVS) for the workers: set-user-ID programs such as sendmail and sudo stop working."
+        |o, v| { o.no_new_privileges = Some(switch(v)?); Ok(()) };
+}
+
+/// Options of mod_wsgi that are accepted, so that an existing configuration loads, but do nothing in this version; each
+/// is named in a start-up warning.
+pub const WITHOUT_EFFECT: &[&str] = &[
+    "chroot",
+    "connect-timeout",
+    "cpu-priority",
+    "cpu-time-limit",
+    "deadlock-timeout",
+    "eviction-timeout",
+    "header-buffer-size",
+    "inactivity-timeout",
+    "interrupt-timeout",
+    "maximum-requests",
+    "memory-limit",
+    "python-eggs",
+    "receive-buffer-size",
+    "request-timeout",
+    "response-buffer-size",
+    "response-flush-delay",
+    "response-socket-timeout",
+    "restart-interval",
+    "script-group",
+    "script-user",
+    "send-buffer-size",
+    "server-metrics",
+    "socket-timeout",
+    "socket-user",
+    "stack-size",
+    "switch-interval",
+    "virtual-memory-limit",
+];
+
+/// Reads `NAME option=value …`. Errors name option, value and what is allowed.
+pub fn parse(words: &[String]) -> Result<GroupOptions, String> {
+    let Some((name, rest)) = words.split_first() else {
+        return Err("WSGIDaemonProcess: name of the process group is missing".to_owned());
+    };
+    if name.is_empty() || name.contains('=') || name.starts_with('%') || name.bytes().any(|b| b < 0x20) {
+        return Err(format!("WSGIDaemonProcess: '{name}' cannot be the name of a process group"));
+    }
+    let mut options = GroupOptions { name: name.clone(), ..GroupOptions::default() };
+    for word in rest {
+        let Some((key, value)) = word.split_once('=') else {
+            return Err(format!("WSGIDaemonProcess {name}: '{word}' is not option=value"));
+        };
+        if let Some(spec) = TABLE.iter().find(|s| s.name == key) {
+            (spec.set)(&mut options, value)
+                .map_err(|e| format!("WSGIDaemonProcess {name}: {key}={} {e}", shown(key, value)))?;
+        } else if let Some(known) = WITHOUT_EFFECT.iter().find(|n| **n == key) {
+            options.without_effect.push(known);
+        } else {
+            return Err(format!("WSGIDaemonProcess {name}: unknown option '{key}'{}", suggestion(key)));
+        }
+    }
+    if options.python.is_some() && options.python_home.is_some() {
+        return Err(format!("WSGIDaemonProcess {name}: python= and python-home= exclude each other"));
+    }
+    Ok(options)
+}
+
+/// Values of environment variables are secrets.
+fn shown(key: &str, value: &str) -> String {
+    if key == "env" { "(value not shown)".to_owned() } else { format!("'{value}'") }
+}
+
+fn suggestion(key: &str) -> String {
+    let near = TABLE.iter().map(|s| (distance(key, s.name), s.name)).min();
+    match near {
+        Some((d, name)) if d <= 2 => format!("; did you mean '{name}'?"),
+        _ => String::new(),
+    }
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = if x == y { diagonal } else { 1 + diagonal.min(row[j]).min(row[j + 1]) };
+            diagonal = row[j + 1];
+            row[j + 1] = cost;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_text(t: &str) -> Result<GroupOptions, String> {
+        parse(&t.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_group_is_read() {
+        let o = parse_text("blog processes=2 threads=5 umask=0027 env=A=b=c python-path=/a:/b display-name=%{GROUP}").unwrap();
+        assert_eq!((o.name.as_str(), o.processes, o.threads, o.umask), ("blog", Some(2), Some(5), Some(0o027)));
+        assert_eq!(o.env["A"], "b=c");
+        assert_eq!(o.python_path, ["/a", "/b"]);
+    }
+
+    #[test]
+    fn errors_name_directive_option_value_and_remedy() {
+        let e = parse_text("blog threads=0").unwrap_err();
+        assert_eq!(e, "WSGIDaemonProcess blog: threads='0' must be a whole number from 1 to 4096");
+        assert!(parse_text("blog thread=5").unwrap_err().contains("did you mean 'threads'?"));
+        assert!(parse_text("blog processes").unwrap_err().contains("not option=value"));
+        assert!(!parse_text("blog env=SECRET").unwrap_err().contains("SECRET"));
+        assert!(parse_text("").is_err() && parse_text("%{GLOBAL}").is_err());
+    }
+
+    #[test]
+    fn options_of_mod_wsgi_load_and_are_remembered() {
+        let o = parse_text("x maximum-requests=100 request-timeout=60").unwrap();
+        assert_eq!(o.without_effect, ["maximum-requests", "request-timeout"]);
+    }
+
+    #[test]
+    fn the_table_has_no_doubles() {
+        let mut names: Vec<_> = TABLE.iter().map(|s| s.name).chain(WITHOUT_EFFECT.iter().copied()).collect();
+        let n = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), n);
+    }
+}

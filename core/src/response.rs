@@ -1,1 +1,188 @@
-//! (written in this session)
+//! The framer: it alone judges a response head, decides Content-Length and counts the body. Neither server compares a
+//! body with its declared length; on a kept-alive connection a shortfall would hand the next user's bytes to this one.
+
+use crate::headers;
+
+/// A response that cannot be sent as it is. The application is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResponseError {
+    #[error("status {0} is not a final status")]
+    Status(u16),
+    #[error("reason phrase has a control character")]
+    Reason,
+    #[error("header field {0} has an invalid name")]
+    Name(usize),
+    #[error("header field '{0}' has a control character in its value")]
+    Value(String),
+    #[error("header field '{0}' belongs to the connection, not to an application")]
+    HopByHop(String),
+    #[error("Content-Length '{0}' is no length")]
+    Length(String),
+    #[error("Content-Length is given more than once with different values")]
+    Lengths,
+}
+
+/// The body had fewer bytes than its Content-Length: the connection must be aborted so that the client can see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("response body has {got} bytes, Content-Length said {declared}")]
+pub struct Shortfall {
+    pub declared: u64,
+    pub got: u64,
+}
+
+/// Counts one response.
+#[derive(Debug)]
+pub struct Framer {
+    declared: Option<u64>,
+    body: bool,
+    /// HEAD and 304 may declare a length without a body.
+    exempt: bool,
+    sent: u64,
+    surplus: u64,
+}
+
+impl Framer {
+    /// Judges a head. `whole`: the number of body bytes when the response is complete already and came from an exact
+    /// list or tuple; it becomes the Content-Length when the application gave none.
+    pub fn new<'a>(
+        head_request: bool,
+        status: u16,
+        reason: &[u8],
+        fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        whole: Option<u64>,
+    ) -> Result<Framer, ResponseError> {
+        if !(200..=999).contains(&status) {
+            return Err(ResponseError::Status(status));
+        }
+        if !reason.iter().all(|b| (*b >= 0x20 && *b != 0x7f) || *b == b'\t') {
+            return Err(ResponseError::Reason);
+        }
+        let mut declared = None;
+        for (i, (name, value)) in fields.enumerate() {
+            if name.is_empty() || !name.iter().all(|b| headers::is_token(*b)) {
+                return Err(ResponseError::Name(i));
+            }
+            let text = || String::from_utf8_lossy(name).into_owned();
+            if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+                return Err(ResponseError::Value(text()));
+            }
+            if headers::is_hop_by_hop(name) {
+                return Err(ResponseError::HopByHop(text()));
+            }
+            if name.eq_ignore_ascii_case(b"content-length") {
+                let n = parse_length(value)
+                    .ok_or_else(|| ResponseError::Length(String::from_utf8_lossy(value).into_owned()))?;
+                if declared.is_some_and(|d| d != n) {
+                    return Err(ResponseError::Lengths);
+                }
+                declared = Some(n);
+            }
+        }
+        let no_body = matches!(status, 204 | 304);
+        if declared.is_none() && !no_body && !(head_request && whole == Some(0)) {
+            declared = whole;
+        }
+        if status == 204 {
+            declared = None;
+        }
+        Ok(Framer { declared, body: !(head_request || no_body), exempt: head_request || no_body, sent: 0, surplus: 0 })
+    }
+
+    /// Content-Length to send; `None`: the server frames the body itself.
+    pub fn content_length(&self) -> Option<u64> {
+        self.declared
+    }
+
+    /// How many of the next `n` body bytes may be passed to the server; the rest is surplus and dropped.
+    pub fn accept(&mut self, n: u64) -> u64 {
+        if !self.body {
+            return 0;
+        }
+        let room = self.declared.map_or(u64::MAX, |d| d - self.sent);
+        let take = n.min(room);
+        self.sent += take;
+        self.surplus = self.surplus.saturating_add(n - take);
+        take
+    }
+
+    /// Bytes beyond the declared length so far; worth one log line at the end.
+    pub fn surplus(&self) -> u64 {
+        self.surplus
+    }
+
+    /// Bytes passed on.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The worker has said END: is the response whole?
+    pub fn finish(&self) -> Result<(), Shortfall> {
+        match self.declared {
+            Some(declared) if !self.exempt && self.sent < declared => Err(Shortfall { declared, got: self.sent }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn parse_length(v: &[u8]) -> Option<u64> {
+    if v.is_empty() || v.len() > 19 || !v.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(v).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn framer(head: bool, status: u16, cl: Option<&str>, whole: Option<u64>) -> Result<Framer, ResponseError> {
+        let f: Vec<(&[u8], &[u8])> = cl.iter().map(|v| (&b"Content-Length"[..], v.as_bytes())).collect();
+        Framer::new(head, status, b"OK", f.into_iter(), whole)
+    }
+
+    #[test]
+    fn whole_answers_get_a_length_where_one_is_allowed() {
+        assert_eq!(framer(false, 200, None, Some(13)).unwrap().content_length(), Some(13));
+        assert_eq!(framer(false, 200, None, None).unwrap().content_length(), None);
+        assert_eq!(framer(true, 200, None, Some(0)).unwrap().content_length(), None);
+        assert_eq!(framer(false, 204, None, Some(0)).unwrap().content_length(), None);
+        assert_eq!(framer(false, 304, None, Some(0)).unwrap().content_length(), None);
+        assert_eq!(framer(false, 200, Some("5"), Some(13)).unwrap().content_length(), Some(5));
+    }
+
+    #[test]
+    fn bad_heads_are_refused() {
+        assert_eq!(framer(false, 103, None, None).unwrap_err(), ResponseError::Status(103));
+        for bad in ["-1", "", "1 ", "99999999999999999999", "0x1", "1,1"] {
+            assert!(framer(false, 200, Some(bad), None).is_err(), "{bad:?}");
+        }
+        let one = |n: &'static [u8], v: &'static [u8]| Framer::new(false, 200, b"OK", [(n, v)].into_iter(), None);
+        assert!(matches!(one(b"Transfer-Encoding", b"chunked"), Err(ResponseError::HopByHop(_))));
+        assert!(matches!(one(b"X Y", b"1"), Err(ResponseError::Name(0))));
+        assert!(matches!(one(b"X", b"a\r\nSet-Cookie: b"), Err(ResponseError::Value(_))));
+        assert!(matches!(one(b"X", b"a\0b"), Err(ResponseError::Value(_))));
+        let two = [(&b"content-length"[..], &b"1"[..]), (b"Content-Length", b"2")];
+        assert_eq!(Framer::new(false, 200, b"OK", two.into_iter(), None).unwrap_err(), ResponseError::Lengths);
+    }
+
+    proptest! {
+        /// The client never gets more than declared, and never less without an error.
+        #[test]
+        fn a_body_is_exact_or_an_error(declared in 0u64..200, pieces in proptest::collection::vec(0u64..60, 0..10)) {
+            let mut f = framer(false, 200, Some(&declared.to_string()), None).unwrap();
+            let total: u64 = pieces.iter().sum();
+            let passed: u64 = pieces.iter().map(|p| f.accept(*p)).sum();
+            prop_assert_eq!(passed, total.min(declared));
+            prop_assert_eq!(f.surplus(), total.saturating_sub(declared));
+            prop_assert_eq!(f.finish().is_err(), total < declared);
+        }
+
+        #[test]
+        fn without_a_body_nothing_passes(head in any::<bool>(), n in 1u64..1000) {
+            let mut f = framer(head, if head { 200 } else { 304 }, Some("10"), None).unwrap();
+            prop_assert_eq!(f.accept(n), 0);
+            prop_assert!(f.finish().is_ok());
+        }
+    }
+}

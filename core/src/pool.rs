@@ -1,0 +1,171 @@
+//! One application group as a server process sees it: the table, the token, the sockets' directory, idle connections,
+//! and the choice of a worker (dispatch policy, DESIGN 6).
+
+use crate::conn::Conn;
+use mod_wsgi_scoreboard::{ClientId, Lease, PoolState, Shape, SlotState, Table};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a request needs to know of its daemon process group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Longest wait for a thread of a worker; `None` = for ever.
+    pub queue_timeout: Option<Duration>,
+    /// Longest wait for a first ready worker.
+    pub startup_timeout: Duration,
+    pub maximum_application_groups: u16,
+}
+
+/// A worker that has left a request unclaimed while others were idle is passed over for this long.
+const PASS_OVER: Duration = Duration::from_secs(1);
+
+/// A mapped application group.
+pub struct Pool {
+    pub group: String,
+    /// Key of the application group; empty = %{GLOBAL}.
+    pub application: String,
+    pub table: Table,
+    pub limits: Limits,
+    token: [u8; 16],
+    dir: OwnedFd,
+    slots: Box<[SlotCache]>,
+    /// Requests of this process that wait for a first ready worker.
+    pub waiting: AtomicUsize,
+    hint: AtomicU32,
+    epoch: Instant,
+}
+
+/// What this process keeps per slot.
+#[derive(Default)]
+struct SlotCache {
+    /// Idle connections, last used on top: few sockets stay warm. The lock is held for a push or a pop only.
+    idle: Mutex<Vec<Conn>>,
+    /// Milliseconds since `Pool::epoch` until which the slot is passed over.
+    passed_over: AtomicU64,
+}
+
+impl Pool {
+    /// Takes over what the supervisor has sent.
+    pub fn new(group: &str, application: &str, table: Table, limits: Limits, token: [u8; 16], dir: OwnedFd) -> Pool {
+        let n = table.shape().slots as usize;
+        Pool {
+            group: group.to_owned(),
+            application: application.to_owned(),
+            table,
+            limits,
+            token,
+            dir,
+            slots: (0..n).map(|_| SlotCache::default()).collect(),
+            waiting: AtomicUsize::new(0),
+            hint: AtomicU32::new(0),
+            epoch: Instant::now(),
+        }
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.table.shape()
+    }
+
+    /// Name for messages: the group, and the application group where it is not %{GLOBAL}.
+    pub fn label(&self) -> String {
+        match (self.group.as_str(), self.application.as_str()) {
+            ("", "") => "%{GLOBAL}".to_owned(),
+            (g, "") => g.to_owned(),
+            (g, a) => format!("{g}|{a}"),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
+    }
+
+    /// Whether any slot is READY.
+    pub fn any_ready(&self) -> bool {
+        (0..self.shape().slots).any(|s| self.table.slot(s).1 == SlotState::Ready)
+    }
+
+    /// Takes a row of the ready worker with the fewest rows in use, lowest slot on a tie; `avoid` and slots passed over
+    /// come last. `None`: no free row anywhere.
+    pub fn take(&self, client: ClientId, avoid: Option<u16>) -> Option<Lease> {
+        let shape = self.shape();
+        // Starting points spread over the rows, so that threads do not race for the same word.
+        let hint = (self.hint.fetch_add(1, Relaxed) % shape.rows as u32) as u16;
+        let mut tried = 0u128;
+        let mut now = None;
+        loop {
+            let mut best: Option<(usize, u16)> = None;
+            for s in 0..shape.slots.min(128) {
+                if tried >> s & 1 == 1 || self.table.slot(s).1 != SlotState::Ready {
+                    continue;
+                }
+                let mut cost = self.table.in_use(s);
+                let until = self.slots[s as usize].passed_over.load(Relaxed);
+                if avoid == Some(s) || (until != 0 && until > *now.get_or_insert_with(|| self.now())) {
+                    cost += 1 << 20;
+                }
+                if best.is_none_or(|(c, _)| cost < c) {
+                    best = Some((cost, s));
+                }
+            }
+            let (_, s) = best?;
+            if let Some(lease) = self.table.take(s, hint, client) {
+                return Some(lease);
+            }
+            tried |= 1 << s;
+        }
+    }
+
+    /// Whether another ready worker than `slot` has an idle thread.
+    pub fn idle_elsewhere(&self, slot: u16) -> bool {
+        let shape = self.shape();
+        (0..shape.slots).any(|s| {
+            s != slot
+                && self.table.slot(s).1 == SlotState::Ready
+                && self.table.in_use(s) < shape.threads as usize
+                && self.slots[s as usize].passed_over.load(Relaxed) <= self.now()
+        })
+    }
+
+    /// Marks a worker that does not take its requests.
+    pub fn pass_over(&self, slot: u16) {
+        self.slots[slot as usize].passed_over.store(self.now() + PASS_OVER.as_millis() as u64, Relaxed);
+    }
+
+    /// Whether requests of this pool must ask the supervisor for another table.
+    pub fn retired(&self) -> bool {
+        self.table.pool() == PoolState::Retired
+    }
+
+    /// An idle connection to that incarnation of the slot.
+    pub fn take_conn(&self, slot: u16, slot_generation: u32) -> Option<Conn> {
+        let mut idle = self.slots[slot as usize].idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let conn = idle.pop()?;
+            if conn.slot_generation == slot_generation {
+                return Some(conn);
+            }
+        }
+    }
+
+    /// Opens a connection.
+    pub fn open_conn(&self, lease: &Lease, client: ClientId) -> Result<Conn, crate::conn::ConnError> {
+        Conn::open(self.dir(), lease.slot, lease.slot_generation, &self.token, client)
+    }
+
+    fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Gives back a connection whose DONE has been read.
+    pub fn put_conn(&self, slot: u16, conn: Conn) {
+        let mut idle = self.slots[slot as usize].idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.first().is_some_and(|c| c.slot_generation != conn.slot_generation) {
+            idle.clear();
+        }
+        if idle.len() < self.shape().rows as usize {
+            idle.push(conn);
+        }
+    }
+}
