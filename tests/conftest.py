@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from harness import apache as apache_module
 from harness import product
 from harness.apache import Apache, running

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from harness import http, product
+from harness import http
 from harness.apache import Apache
 from harness.wait import wait_until
 

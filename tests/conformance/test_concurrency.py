@@ -32,7 +32,7 @@ def run_clients(n: int, work) -> None:
 
 
 def test_echo_of_unique_bodies(server: Apache) -> None:
-    """R26: 32 clients × 200 requests with bodies of their own: each gets its own back."""
+    """R26: 32 clients x 200 requests with bodies of their own: each gets its own back."""
 
     def work(i: int) -> None:
         with http.Connection(server.port) as c:
@@ -77,7 +77,7 @@ def test_thread_locals_survive(server: Apache) -> None:
 
 
 def test_waiting_requests_beside_a_busy_path(server: Apache) -> None:
-    """R17: a request of 20 waits of 0.2 ms beside a saturated hello path takes at most 10 × its idle time."""
+    """R17: a request of 20 waits of 0.2 ms beside a saturated hello path takes at most 10 x its idle time."""
     with server.connect() as c:
         idle = sorted(float(c.request(target="/waits").text) for _ in range(15))[7]
     stop = threading.Event()

@@ -61,8 +61,8 @@ class StartFailed(AssertionError):
 
 
 class Apache:
-    """One server. `config` is put at the end of the main server's configuration; {prefix}, {apps}, {port}, {run}, {scratch} in
-    it are replaced. Use as a context manager, or call `stop` always."""
+    """One server. `config` is put at the end of the main server's configuration; {prefix}, {apps}, {port}, {run} and
+    {scratch} in it are replaced. Use as a context manager, or call `stop` always."""
 
     def __init__(
         self,
@@ -175,8 +175,10 @@ class Apache:
         if self.tls:
             cert = self._certificate()
             lines += [
-                f"<VirtualHost 127.0.0.1:{self.tls_port}>\nSSLEngine on\nSSLCertificateFile {cert}\nServerName localhost\n"
-                "</VirtualHost>"
+                "SSLSessionCache none",
+                f"<VirtualHost 127.0.0.1:{self.tls_port}>",
+                f"SSLEngine on\nSSLCertificateFile {cert}\nServerName localhost",
+                "</VirtualHost>",
             ]
         return "\n".join(lines) + "\n" + self.expand(self.config) + "\n"
 
@@ -195,6 +197,8 @@ class Apache:
                     "2",
                     "-subj",
                     "/CN=localhost",
+                    "-addext",
+                    "basicConstraints=critical,CA:FALSE",
                     "-keyout",
                     str(path),
                     "-out",
@@ -434,9 +438,9 @@ class Apache:
 
 
 @contextlib.contextmanager
-def running(config: str, **kw: object) -> Iterator[Apache]:
+def running(config: str | Apache, **kw: object) -> Iterator[Apache]:
     """A server for several tests; its last log lines are judged when it has stopped."""
-    server = Apache(config, **kw)  # type: ignore[arg-type]
+    server = config if isinstance(config, Apache) else Apache(config, **kw)  # type: ignore[arg-type]
     try:
         server.start()
         yield server
