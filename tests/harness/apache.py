@@ -141,7 +141,7 @@ class Apache:
         """The whole configuration."""
         wanted = [f"mpm_{self.mpm}", *BASE_MODULES, *self.modules]
         if self.tls:
-            wanted += ["ssl"]
+            wanted += ["ssl", "socache_shmcb"]
         if "mod_unixd.c" not in product.compiled_in() and product.has_module("unixd"):
             wanted.insert(1, "unixd")
         loads = [
@@ -175,7 +175,7 @@ class Apache:
         if self.tls:
             cert = self._certificate()
             lines += [
-                "SSLSessionCache none",
+                f"SSLSessionCache shmcb:{self.run}/ssl(65536)",
                 f"<VirtualHost 127.0.0.1:{self.tls_port}>",
                 f"SSLEngine on\nSSLCertificateFile {cert}\nServerName localhost",
                 "</VirtualHost>",
