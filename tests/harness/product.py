@@ -174,7 +174,7 @@ def relocate(python: pathlib.Path) -> pathlib.Path:
         dest.chmod(0o755)
         (dest / "bin").mkdir()
         (dest / "lib").mkdir()
-        _link(real, dest / "bin" / name)
+        _move_rpath(real, dest / "bin" / name, prefix / "lib", dest / "lib")
         skip = shutil.ignore_patterns("test", "tests", "idlelib", "tkinter", "turtledemo", "config-*", "site-packages")
         shutil.copytree(prefix / "lib" / name, dest / "lib" / name, ignore=skip, copy_function=_link, symlinks=True)
         (dest / "lib" / name / "site-packages").mkdir(exist_ok=True)
@@ -185,6 +185,15 @@ def relocate(python: pathlib.Path) -> pathlib.Path:
             os.symlink(name, dest / "bin" / alias)
         _copies[real] = dest / "bin" / name
     return _copies[real]
+
+
+def _move_rpath(src: pathlib.Path, dst: pathlib.Path, old: pathlib.Path, new: pathlib.Path) -> None:
+    """Copies an executable whose run-time library path is `old`, so that it finds its libpython in `new` (no longer)."""
+    data, before, after = src.read_bytes(), bytes(old) + b"\0", bytes(new) + b"\0"
+    if len(after) <= len(before):
+        data = data.replace(before, after.ljust(len(before), b"\0"))
+    dst.write_bytes(data)
+    dst.chmod(0o755)
 
 
 def _link(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
