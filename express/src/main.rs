@@ -1,1 +1,105 @@
-fn main() {}
+//! The program `mod-wsgi-rs`. For people: `express`, `ctl`, `version`. For the server module and itself: the keeper, the
+//! supervisor and the start of workers (library mod-wsgi-supervisor), and the launcher's own helpers.
+#![forbid(unsafe_code)]
+
+mod access;
+mod account;
+mod apache;
+mod application;
+mod ctl;
+mod error;
+mod helper;
+mod import_check;
+mod listen;
+mod options;
+mod plan;
+mod process;
+mod render;
+mod root;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
+use error::Error;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(status) = helper::dispatch(&args) {
+        return ExitCode::from(status);
+    }
+    let result = match cli().try_get_matches() {
+        Ok(matches) => run(&matches),
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // Standard output may be a closed pipe (`--help | head`).
+            let _ = e.print();
+            Ok(0)
+        }
+        Err(e) => Err(Error::Usage(e.to_string().trim_start_matches("error: ").trim_end().to_string())),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(e) => {
+            // Standard error may have been closed; the status still tells.
+            let _ = writeln!(std::io::stderr(), "mod-wsgi-rs: {}: {e}", e.code());
+            ExitCode::from(e.exit_status())
+        }
+    }
+}
+
+fn cli() -> Command {
+    let directory = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("DIRECTORY").value_parser(clap::value_parser!(PathBuf)).help(help)
+    };
+    Command::new("mod-wsgi-rs")
+        .about("WSGI hosting inside Apache httpd")
+        .version(VERSION)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(options::command("express").visible_alias("start-server"))
+        .subcommand(options::command("setup-server").about("The same as express --setup-only"))
+        .subcommand(
+            Command::new("ctl").about("Talk to a running supervisor").subcommand_required(true).subcommand(
+                Command::new("status")
+                    .about("Show groups and workers")
+                    .arg(directory("run-directory", "Run directory of the module (below WSGISocketPrefix)"))
+                    .arg(directory("server-root", "Server root of express"))
+                    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
+                    .group(ArgGroup::new("where").args(["run-directory", "server-root"]).required(true)),
+            ),
+        )
+        .subcommand(Command::new("version").about("Print the version"))
+}
+
+fn run(matches: &ArgMatches) -> Result<u8, Error> {
+    match matches.subcommand() {
+        Some(("express", m)) => express(m, false),
+        Some(("setup-server", m)) => express(m, true),
+        Some(("ctl", m)) => match m.subcommand() {
+            Some(("status", m)) => {
+                let directory = match (m.get_one::<PathBuf>("run-directory"), m.get_one::<PathBuf>("server-root")) {
+                    (Some(directory), _) => directory.clone(),
+                    (None, Some(root)) => ctl::run_directory_of(root)?,
+                    (None, None) => return Err(Error::Internal("ctl status without a directory".into())),
+                };
+                ctl::status(&directory, m.get_flag("json"))
+            }
+            _ => Err(Error::Internal("ctl without a word".into())),
+        },
+        Some(("version", _)) => {
+            println!("mod-wsgi-rs {VERSION}");
+            Ok(0)
+        }
+        _ => Err(Error::Internal("no subcommand".into())),
+    }
+}
+
+fn express(matches: &ArgMatches, setup_only: bool) -> Result<u8, Error> {
+    let mut plan = plan::Plan::resolve(&options::Values(matches))?;
+    plan.setup_only |= setup_only;
+    process::serve(&plan)
+}

@@ -1,0 +1,73 @@
+# Run by mod-wsgi-rs express before anything is started: loads the application as a worker will, and fetches its callable.
+# Ends with status 87 when all is well; any other end means failure, with the reason on standard error.
+import json
+import os
+import site
+import sys
+
+plan = json.loads(os.environ.pop("MOD_WSGI_RS_CHECK"))
+# As a worker's: python-path first, then the working directory.
+if "" in sys.path:
+    sys.path.remove("")
+sys.path.insert(0, plan["home"])
+before = list(sys.path)
+for entry in plan["python_path"]:
+    site.addsitedir(entry)
+added = [entry for entry in sys.path if entry not in before]
+named = [os.path.abspath(entry) for entry in plan["python_path"]]
+added = [entry for entry in named if entry in sys.path] + [entry for entry in added if entry not in named]
+sys.path[:] = added + [entry for entry in sys.path if entry not in added]
+
+
+def load():
+    if plan["module"]:
+        import importlib
+
+        module = importlib.import_module(plan["module"])
+        where = "module " + plan["module"]
+    else:
+        import types
+
+        module = types.ModuleType("_mod_wsgi_rs_check")
+        module.__file__ = plan["script"]
+        sys.modules[module.__name__] = module
+        where = plan["script"]
+        with open(plan["script"], "rb") as file:
+            exec(compile(file.read(), plan["script"], "exec", dont_inherit=True), module.__dict__)
+    found = module
+    for name in plan["callable"].split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            names = sorted(
+                n for n, v in vars(module).items()
+                if callable(v) and not n.startswith("_") and not isinstance(v, type)
+                and getattr(v, "__module__", module.__name__) in (module.__name__, plan["module"] or module.__name__)
+                or n in ("app", "wsgi", "wsgi_app")
+            )
+            hint = "; it has " + ", ".join(names) + " (choose with --callable-object)" if names else ""
+            sys.stderr.write("%s has no callable '%s'%s\n" % (where, plan["callable"], hint))
+            return False
+    if not callable(found):
+        sys.stderr.write("'%s' in %s is not callable: it is of type %s\n" % (plan["callable"], where, type(found).__name__))
+        return False
+    return True
+
+
+status = 1
+try:
+    if load():
+        status = 87
+except BaseException:
+    import traceback
+
+    kind, error, trace = sys.exc_info()
+    while trace is not None and trace.tb_frame.f_code.co_filename in ("<string>", "<mod-wsgi-rs>"):
+        trace = trace.tb_next
+    traceback.print_exception(kind, error, trace)
+try:
+    sys.stdout.flush()
+    sys.stderr.flush()
+finally:
+    # Threads and exit functions of the application are not waited for.
+    os._exit(status)

@@ -1,0 +1,116 @@
+//! Whether the port is free, and who has it when it is not.
+
+use crate::error::Error;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+
+/// Binds every address Apache will bind, and lets go of them again.
+pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
+    let shown = display(host, port);
+    let refuse = |why: String| Error::Listen { address: shown.clone(), why };
+    let addresses: Vec<SocketAddr> = match host {
+        Some(name) => {
+            let found = (name, port).to_socket_addrs().map_err(|e| refuse(format!("the host is not known: {e}")))?;
+            found.collect()
+        }
+        None => vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))],
+    };
+    for address in addresses {
+        match TcpListener::bind(address) {
+            Ok(_) => {}
+            // A machine without IPv6: Apache then takes IPv4 alone.
+            Err(e) if host.is_none() && address.is_ipv6() && e.kind() != ErrorKind::AddrInUse => {}
+            Err(e) if e.kind() == ErrorKind::AddrInUse => {
+                let by =
+                    holder(port).map_or("another process".to_string(), |(pid, name)| format!("process {pid} ({name})"));
+                return Err(refuse(format!("the port is taken by {by}; end it or choose another --port")));
+            }
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                return Err(refuse("only root can listen on ports below 1024; choose another --port".into()));
+            }
+            Err(e) if e.kind() == ErrorKind::AddrNotAvailable => {
+                return Err(refuse("the address is none of this machine".into()));
+            }
+            Err(e) => return Err(refuse(e.to_string())),
+        }
+    }
+    Ok(())
+}
+
+/// Host and port as one writes them in a URL and in `Listen`.
+pub fn display(host: Option<&str>, port: u16) -> String {
+    match host {
+        None => format!("port {port}"),
+        Some(host) if host.contains(':') => format!("[{}]:{port}", host.trim_matches(['[', ']'])),
+        Some(host) => format!("{host}:{port}"),
+    }
+}
+
+/// Process and program that listen on the port, as far as this user may see.
+fn holder(port: u16) -> Option<(u32, String)> {
+    let inodes: Vec<String> = ["/proc/net/tcp6", "/proc/net/tcp"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|text| listening_inodes(&text, port))
+        .collect();
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let has = descriptors.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|target| {
+            target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']'))
+                .is_some_and(|inode| inodes.iter().any(|i| i == inode))
+        });
+        if has {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some((pid, name.trim().to_string()));
+        }
+    }
+    None
+}
+
+/// Inodes of listening sockets on the port, of a table such as /proc/net/tcp.
+fn listening_inodes(table: &str, port: u16) -> Vec<String> {
+    let ours = format!(":{port:04X}");
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // sl local_address rem_address st … inode is the tenth; state 0A is LISTEN.
+            (fields.get(1)?.ends_with(&ours) && *fields.get(3)? == "0A")
+                .then(|| fields.get(9).map(|i| i.to_string()))?
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_holder_of_a_taken_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let text = check(Some("127.0.0.1"), port).unwrap_err().to_string();
+        assert!(text.contains(&format!("process {} ", std::process::id())), "{text}");
+        drop(listener);
+        check(Some("127.0.0.1"), port).unwrap();
+    }
+
+    #[test]
+    fn reads_the_table_of_sockets() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: \
+                     00000000:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1\n   1: \
+                     0100007F:1F40 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n";
+        assert_eq!(listening_inodes(table, 8000), ["4711"]);
+        assert!(listening_inodes(table, 80).is_empty());
+    }
+
+    #[test]
+    fn writes_addresses() {
+        assert_eq!(display(Some("::1"), 80), "[::1]:80");
+        assert_eq!(display(Some("localhost"), 80), "localhost:80");
+    }
+}

@@ -1,0 +1,391 @@
+//! Runs the private Apache as a child in its own process group: signals are passed on, output is passed through, and
+//! everything ends when it ends. The main thread waits for events; helper threads feed it.
+
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::render::httpd::{self, GRACEFUL_SHUTDOWN};
+use crate::root::ServerRoot;
+use crate::{access, import_check, listen};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use std::collections::VecDeque;
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long the application may take to its first answer before we say so.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// After the wish to stop, Apache and its workers get the graceful time and this, then SIGTERM, then SIGKILL.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How much of the end of a log is shown.
+const TAIL: usize = 8 * 1024;
+
+/// What helper threads tell the main thread.
+enum Event {
+    Signal(i32),
+    Ended,
+    /// Status line of the first answer, or what went wrong.
+    Answered(Result<u16, String>),
+}
+
+/// Serves until the end. Returns the exit status of the launcher.
+pub fn serve(plan: &Plan) -> Result<u8, Error> {
+    if !plan.setup_only {
+        listen::check(plan.host.as_deref(), plan.port)?;
+    }
+    // From here on Ctrl-C must not leave files behind.
+    let (sender, events) = channel();
+    watch_signals(sender.clone())?;
+    let mode = if plan.account.switched { 0o711 } else { 0o700 };
+    let mut root = ServerRoot::open(&plan.server_root, plan.server_root_named, mode)?;
+    let configuration = write_files(plan, &root)?;
+    if plan.account.switched {
+        access::check(&plan.account, &[(access::Need::Pass, root.path.clone())])?;
+        note(&format!("started as root: Apache's children and Python run as {} (see --user)", plan.account.name));
+    }
+    let loaded = import_check::run(
+        &plan.application,
+        &plan.interpreter.path,
+        &plan.working_directory,
+        &plan.python_path,
+        &plan.account,
+    )?;
+    if !loaded {
+        note("MWR0621: the application has not finished loading within 60 s; starting all the same");
+    }
+    if plan.setup_only {
+        return set_up(plan, &configuration, root);
+    }
+    if stop_wanted(&events) {
+        return Ok(0);
+    }
+    let mut apache = Apache::start(plan, &configuration, sender)?;
+    let outcome = apache.run(plan, &events, &mut root);
+    apache.finish();
+    outcome
+}
+
+/// A line for the person at the terminal.
+fn note(text: &str) {
+    // Standard error may have been closed; there is nobody to tell then.
+    let _ = writeln!(std::io::stderr(), "mod-wsgi-rs: {text}");
+}
+
+fn stop_wanted(events: &Receiver<Event>) -> bool {
+    events.try_iter().any(|e| matches!(e, Event::Signal(SIGINT | SIGTERM | SIGQUIT)))
+}
+
+/// Writes configuration, handler and directory of static files; returns the configuration's path.
+fn write_files(plan: &Plan, root: &ServerRoot) -> Result<PathBuf, Error> {
+    use crate::application::Application;
+    let script = match &plan.application {
+        Application::Script { path, .. } => path.clone(),
+        Application::Module { module, callable } => {
+            root.write("handler.wsgi", 0o644, &httpd::handler(module, callable))?
+        }
+    };
+    let document_root = match &plan.document_root {
+        Some(dir) => dir.clone(),
+        None => root.directory("htdocs", 0o755)?,
+    };
+    // --setenv values may be secrets: nobody but the caller reads this file.
+    root.write("httpd.conf", 0o600, &httpd::configuration(plan, &script, &document_root)?)
+}
+
+/// `--setup-only`: has Apache check what was written and says how to start it.
+fn set_up(plan: &Plan, configuration: &Path, mut root: ServerRoot) -> Result<u8, Error> {
+    let script = root.write("apachectl", 0o755, &httpd::start_script(plan)?)?;
+    let output = Command::new(&plan.apache.httpd)
+        .args(["-t", "-f"])
+        .arg(configuration)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(Error::io(format!("cannot run '{}'", plan.apache.httpd.display())))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        return Err(Error::ServerFailed(format!("Apache refuses the configuration: {said}")));
+    }
+    root.keep();
+    root.unlock();
+    let script = access::shell_quote(&script);
+    println!("Configuration: {}", configuration.display());
+    println!("Start:   {script} start        (in the foreground: {script} foreground)");
+    println!("Stop:    {script} stop         Reload: {script} graceful");
+    println!("Then at: {}", plan.url());
+    Ok(0)
+}
+
+fn watch_signals(sender: Sender<Event>) -> Result<(), Error> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1]).map_err(Error::io("signals"))?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The last bytes of a stream.
+type Tail = Arc<Mutex<VecDeque<u8>>>;
+
+/// The running Apache.
+struct Apache {
+    child: Child,
+    pid: Pid,
+    tail: Tail,
+    /// Tells the helper threads that there is nothing to wait for any more.
+    over: Arc<AtomicBool>,
+    ended: bool,
+    copiers: Vec<Receiver<()>>,
+}
+
+impl Apache {
+    fn start(plan: &Plan, configuration: &Path, sender: Sender<Event>) -> Result<Apache, Error> {
+        let own = std::env::current_exe().map_err(Error::io("own path"))?;
+        let mut child = Command::new(own)
+            .arg("tied")
+            .arg(std::process::id().to_string())
+            .arg(&plan.apache.httpd)
+            .arg("-f")
+            .arg(configuration)
+            .arg("-DFOREGROUND")
+            // A process group of its own: Ctrl-C reaches the launcher alone, which stops Apache in an orderly way, and a
+            // terminal's resize (SIGWINCH) does not reach Apache, which would take it for "graceful-stop".
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(Error::io("cannot start Apache"))?;
+        let pid = Pid::from_raw(child.id() as i32);
+        let tail = Tail::default();
+        let over = Arc::new(AtomicBool::new(false));
+        // Pipes, not the launcher's own streams: /dev/stderr can then be opened anew by Apache whatever ours is.
+        let mut copiers = Vec::new();
+        if let Some(from) = child.stdout.take() {
+            copiers.push(copy(from, std::io::stdout(), None));
+        }
+        if let Some(from) = child.stderr.take() {
+            copiers.push(copy(from, std::io::stderr(), Some(tail.clone())));
+        }
+        let ended = sender.clone();
+        std::thread::spawn(move || {
+            // WNOWAIT: the child stays a zombie until the main thread reaps it, so its number is not reused meanwhile.
+            while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::Error::EINTR) {}
+            // Without a receiver the launcher is ending anyway.
+            let _ = ended.send(Event::Ended);
+        });
+        let (host, port, path, stop) = (plan.host.clone(), plan.port, plan.mount_point.clone(), over.clone());
+        std::thread::spawn(move || {
+            let answer = first_answer(host.as_deref(), port, &path, &stop);
+            // As above.
+            let _ = sender.send(Event::Answered(answer));
+        });
+        Ok(Apache { child, pid, tail, over, ended: false, copiers })
+    }
+
+    /// Waits for the end, whoever wants it.
+    fn run(&mut self, plan: &Plan, events: &Receiver<Event>, root: &mut ServerRoot) -> Result<u8, Error> {
+        let had_terminal = std::io::stdin().is_terminal();
+        let mut served = false;
+        let mut wishes = 0;
+        let mut deadline: Option<Instant> = None;
+        loop {
+            let event = match deadline {
+                Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(Event::Answered(Ok(status))) => {
+                    served = true;
+                    root.keep_logs(plan.server_root_named);
+                    self.announce(plan, status);
+                }
+                Ok(Event::Answered(Err(why))) => {
+                    if deadline.is_none() && !self.over.load(Ordering::Relaxed) {
+                        note(&format!("MWR0622: {why}"));
+                    }
+                }
+                Ok(Event::Signal(SIGUSR1)) => self.signal(Signal::SIGUSR1),
+                Ok(Event::Signal(SIGHUP)) if !had_terminal || std::io::stdin().is_terminal() => {
+                    self.signal(Signal::SIGUSR1)
+                }
+                Ok(Event::Signal(signal)) => {
+                    wishes += 1;
+                    // SIGTERM is what a container or service manager sends: running requests may finish.
+                    let gently = signal == SIGTERM && wishes == 1;
+                    self.signal(if gently { Signal::SIGWINCH } else { Signal::SIGTERM });
+                    let patience = if gently { Duration::from_secs(GRACEFUL_SHUTDOWN.into()) } else { Duration::ZERO };
+                    deadline = Some(Instant::now() + patience + STOP_PATIENCE);
+                }
+                Ok(Event::Ended) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    wishes += 1;
+                    if wishes > 2 {
+                        // ESRCH: the group ended in this moment.
+                        let _ = killpg(self.pid, Signal::SIGKILL);
+                    } else {
+                        self.signal(Signal::SIGTERM);
+                    }
+                    deadline = Some(Instant::now() + STOP_PATIENCE);
+                }
+            }
+        }
+        let status = self.reap()?;
+        if deadline.is_some() || (served && status.success()) {
+            return Ok(0);
+        }
+        let when = if served { "" } else { " before it served anything" };
+        let lines = self.last_words(&plan.server_root.join("error_log"));
+        Err(Error::ServerFailed(format!("Apache ended{when} ({status}){lines}")))
+    }
+
+    fn announce(&self, plan: &Plan, status: u16) {
+        let mut out = std::io::stdout();
+        // Standard output may have been closed; serving goes on.
+        let _ = writeln!(out, "Serving {} at {}", plan.application.label(), plan.url());
+        let _ = writeln!(out, "{} (Ctrl-C ends it)", plan.interpreter);
+        if !plan.log_to_terminal {
+            let _ = writeln!(out, "Error log: {}", plan.server_root.join("error_log").display());
+        }
+        let _ = out.flush();
+        if status >= 500 {
+            note(&format!(
+                "MWR0622: the application answers {} with status {status}; see the error log",
+                plan.mount_point
+            ));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // ESRCH: it has ended, which the next event says.
+        let _ = kill(self.pid, signal);
+    }
+
+    fn reap(&mut self) -> Result<ExitStatus, Error> {
+        let status = self.child.wait().map_err(Error::io("cannot wait for Apache"))?;
+        self.ended = true;
+        self.drain();
+        Ok(status)
+    }
+
+    /// Lets the copiers pass on what is still in the pipes; a process that outlives Apache may keep them open.
+    fn drain(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + Duration::from_millis(500);
+        for copier in self.copiers.drain(..) {
+            let _ = copier.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// After an error of ours: nothing keeps running.
+    fn finish(&mut self) {
+        if !self.ended {
+            self.signal(Signal::SIGTERM);
+            // Bounded by the kill: a child that cannot be waited for is nobody's any more.
+            let _ = self.child.wait();
+            self.drain();
+        }
+    }
+
+    /// The end of the error log, or of what Apache wrote to its standard error.
+    fn last_words(&self, error_log: &Path) -> String {
+        let mut text = read_tail(error_log).unwrap_or_default();
+        if text.trim().is_empty() {
+            let tail = self.tail.lock().map(|t| t.iter().copied().collect::<Vec<u8>>()).unwrap_or_default();
+            // Already on the terminal; repeated so that the message says it all in a log.
+            text = String::from_utf8_lossy(&tail).into_owned();
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = &lines[lines.len().saturating_sub(20)..];
+        if shown.is_empty() { String::new() } else { format!(":\n{}", shown.join("\n")) }
+    }
+}
+
+fn read_tail(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL as u64)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Copies in a thread of its own; the receiver hears of the end.
+fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'static, tail: Option<Tail>) -> Receiver<()> {
+    let (done, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 8192];
+        while let Ok(n @ 1..) = from.read(&mut chunk) {
+            // A closed terminal must not stop Apache from writing.
+            let _ = to.write_all(&chunk[..n]).and_then(|()| to.flush());
+            if let Some(mut tail) = tail.as_ref().and_then(|t| t.lock().ok()) {
+                tail.extend(&chunk[..n]);
+                let surplus = tail.len().saturating_sub(TAIL);
+                tail.drain(..surplus);
+            }
+        }
+        // Nobody listens when the launcher has not waited.
+        let _ = done.send(());
+    });
+    receiver
+}
+
+/// Asks the application until it answers with anything but 503 (workers still start).
+fn first_answer(host: Option<&str>, port: u16, path: &str, over: &AtomicBool) -> Result<u16, String> {
+    let host = match host {
+        None | Some("0.0.0.0") => "127.0.0.1",
+        Some("::") => "::1",
+        Some(host) => host,
+    };
+    let deadline = Instant::now() + READY_DEADLINE;
+    let mut last = "nothing listens".to_string();
+    while Instant::now() < deadline {
+        if over.load(Ordering::Relaxed) {
+            return Err("Apache has ended".into());
+        }
+        match ask(host, port, path) {
+            Ok(503) => last = "it answers 503".into(),
+            Ok(status) => return Ok(status),
+            Err(e) => last = e.to_string(),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("no answer of the application within {} s ({last}); still trying to serve", READY_DEADLINE.as_secs()))
+}
+
+/// One HEAD request; the status.
+fn ask(host: &str, port: u16, path: &str) -> std::io::Result<u16> {
+    let other = |text: &str| std::io::Error::other(text.to_string());
+    let address = (host, port).to_socket_addrs()?.next().ok_or_else(|| other("host without an address"))?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(READY_DEADLINE))?;
+    let encoded: String = path.bytes().map(encode).collect();
+    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_string() };
+    write!(
+        stream,
+        "HEAD {encoded} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: mod-wsgi-rs express\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    let text = std::str::from_utf8(&head).map_err(|_| other("no HTTP answer"))?;
+    text.strip_prefix("HTTP/1.1 ").and_then(|s| s.parse().ok()).ok_or_else(|| other("no HTTP answer"))
+}
+
+fn encode(byte: u8) -> String {
+    let plain = byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
+    if plain { (byte as char).to_string() } else { format!("%{byte:02X}") }
+}

@@ -1,0 +1,3 @@
+//! Text of the generated files, one module for each server.
+
+pub mod httpd;
