@@ -96,7 +96,9 @@ def test_mended_script_recovers(apache) -> None:
 def test_interpreter_that_cannot_start(apache) -> None:
     """R22: a worker that cannot start: 503 with Retry-After, bounded in time, no fork bomb; it recovers."""
     server = apache(start=False)
-    venv = product.make_venv(server.prefix / "venv", product.reachable_python((3, 11)) or pathlib.Path("/usr/bin/python3"))
+    venv = product.make_venv(
+        server.prefix / "venv", product.reachable_python((3, 11)) or pathlib.Path("/usr/bin/python3")
+    )
     server.config = (f"WSGIDaemonProcess g python-home={venv} startup-timeout=5\nWSGIDaemonProcess fine\n"
                      "WSGIApplicationGroup %{GLOBAL}\nWSGIProcessGroup g\n"
                      "WSGIScriptAlias /fine {apps}/inspect.wsgi process-group=fine application-group=%{GLOBAL}\n"
