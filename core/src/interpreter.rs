@@ -263,7 +263,7 @@ fn read_facts(mut from: UnixStream, deadline: Instant) -> std::io::Result<String
 
 /// What has been written so far, on one line, for a message.
 fn read_rest(mut from: UnixStream) -> String {
-    let mut out = vec![0; 2048];
+    let mut out = vec![0; 400];
     let n = match from.set_nonblocking(true) {
         Ok(()) => from.read(&mut out).unwrap_or(0),
         Err(_) => 0,

@@ -165,11 +165,17 @@ pub fn on_path(program: &str) -> bool {
 
 /// The first executable file of that name on the PATH.
 pub fn find_on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
+    all_on_path(program).into_iter().next()
+}
+
+/// All executable files of that name on the PATH, in its order.
+pub fn all_on_path(program: &str) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(program))
-        .find(|file| mod_wsgi_core::interpreter::is_executable(file))
+        .filter(|file| mod_wsgi_core::interpreter::is_executable(file))
+        .collect()
 }
 
 /// A path as one word of a shell command.

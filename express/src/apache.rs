@@ -90,7 +90,8 @@ pub fn find(named: Option<&Path>, modules: Option<&Path>, with_rewrite: bool) ->
     };
     let version = ask(&httpd, "-v")?;
     if !version.contains("Apache/2.4") {
-        let why = version.lines().next().unwrap_or("it says nothing to -v").to_string();
+        let said = version.lines().find_map(|l| l.trim().strip_prefix("Server version:"));
+        let why = said.map_or("it does not answer -v as Apache does".to_string(), |v| format!("it is {}", v.trim()));
         return Err(Error::ApacheUnusable { path: httpd, why });
     }
     let built_in = ask(&httpd, "-l")?;

@@ -76,7 +76,7 @@ fn why_missing(name: &str, path: &Path) -> String {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => "it is a directory; name the script in it".into(),
         Ok(_) => "it is no regular file".into(),
-        Err(e) if is_dotted_name(name) && !name.contains('/') => {
+        Err(e) if is_dotted_name(name) && !name.ends_with(".wsgi") && !name.ends_with(".py") => {
             format!("{e}; for a module write {name}:application")
         }
         Err(e) => e.to_string(),

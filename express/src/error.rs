@@ -89,7 +89,7 @@ impl Error {
     /// Exit status: 2 when the command line itself is at fault, 70 for our own faults, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Error::Usage(_) | Error::NoApplication | Error::NotYet | Error::Value { .. } => 2,
+            Error::Usage(_) | Error::NoApplication | Error::NotYet | Error::Value { .. } | Error::Account(_) => 2,
             Error::Internal(_) => 70,
             _ => 1,
         }

@@ -62,7 +62,13 @@ except BaseException:
     import traceback
 
     kind, error, trace = sys.exc_info()
-    while trace is not None and trace.tb_frame.f_code.co_filename in ("<string>", "<mod-wsgi-rs>"):
+    import importlib
+
+    # What leads to the application is of no interest; a module that cannot be found at all has nothing else.
+    ours = ("<string>", importlib.__file__)
+    while trace is not None and (
+        trace.tb_frame.f_code.co_filename in ours or trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+    ):
         trace = trace.tb_next
     traceback.print_exception(kind, error, trace)
 try:

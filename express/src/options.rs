@@ -131,10 +131,10 @@ pub const OPTIONS: &[Opt] = &[
         .default("all addresses")
         .help("Address or host name to listen on."),
     opt("port", Kind::Number(1, 65535), &["NUMBER"], Section::Listening).default("8000").help("Port to listen on."),
-    opt("processes", Kind::Number(1, 1000), &["NUMBER"], Section::Capacity)
+    opt("processes", Kind::Number(1, 500), &["NUMBER"], Section::Capacity)
         .default("1")
         .help("Python processes. When it is given, even as 1, wsgi.multiprocess is true."),
-    opt("threads", Kind::Number(1, 1000), &["NUMBER"], Section::Capacity)
+    opt("threads", Kind::Number(1, 4096), &["NUMBER"], Section::Capacity)
         .default("5")
         .help("Threads of each Python process, each serving one request at a time."),
     opt("document-root", Kind::Path, &["DIRECTORY"], Section::Static).default("none").help(

@@ -159,7 +159,7 @@ fn find_interpreter(named: Option<&str>, account: &Account) -> Result<Interprete
         }
         (Some(text), _) => of_path(Path::new(text))?,
         (None, Some(venv)) => of_path(Path::new(&venv))?,
-        (None, None) => find_on_path("python3").ok_or(Error::NoPython { install: apache::install_python() })?,
+        (None, None) => first_reachable_python(account)?,
     };
     if path.exists() {
         // Before it is run as that user: "permission denied" alone would not say where.
@@ -167,6 +167,27 @@ fn find_interpreter(named: Option<&str>, account: &Account) -> Result<Interprete
     }
     let run_as = account.switched.then_some(RunAs { uid: account.uid, gid: account.gid });
     Ok(interpreter::check(&path, run_as)?)
+}
+
+/// The first python3 on the PATH that the serving user can run: root's PATH often begins with what only root can reach.
+fn first_reachable_python(account: &Account) -> Result<PathBuf, Error> {
+    let candidates = access::all_on_path("python3");
+    let mut refusal = None;
+    for path in candidates {
+        match access::check(account, &[(Need::Execute, path.clone())]) {
+            Ok(()) => {
+                if let Some(Error::Unreadable { path: skipped, .. }) = refusal {
+                    let (name, skipped, path) = (&account.name, skipped.display(), path.display());
+                    eprintln!("mod-wsgi-rs: user {name} cannot run {skipped}; using {path} (see --python)");
+                }
+                return Ok(path);
+            }
+            Err(e) => {
+                refusal.get_or_insert(e);
+            }
+        }
+    }
+    Err(refusal.unwrap_or(Error::NoPython { install: apache::install_python() }))
 }
 
 /// An absolute path, of a directory (`Some(true)`), a file (`Some(false)`) or either, that exists.

@@ -11,15 +11,14 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use std::collections::VecDeque;
 use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long the application may take to its first answer before we say so.
@@ -138,14 +137,10 @@ fn watch_signals(sender: Sender<Event>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The last bytes of a stream.
-type Tail = Arc<Mutex<VecDeque<u8>>>;
-
 /// The running Apache.
 struct Apache {
     child: Child,
     pid: Pid,
-    tail: Tail,
     /// Tells the helper threads that there is nothing to wait for any more.
     over: Arc<AtomicBool>,
     ended: bool,
@@ -171,15 +166,14 @@ impl Apache {
             .spawn()
             .map_err(Error::io("cannot start Apache"))?;
         let pid = Pid::from_raw(child.id() as i32);
-        let tail = Tail::default();
         let over = Arc::new(AtomicBool::new(false));
         // Pipes, not the launcher's own streams: /dev/stderr can then be opened anew by Apache whatever ours is.
         let mut copiers = Vec::new();
         if let Some(from) = child.stdout.take() {
-            copiers.push(copy(from, std::io::stdout(), None));
+            copiers.push(copy(from, std::io::stdout()));
         }
         if let Some(from) = child.stderr.take() {
-            copiers.push(copy(from, std::io::stderr(), Some(tail.clone())));
+            copiers.push(copy(from, std::io::stderr()));
         }
         let ended = sender.clone();
         std::thread::spawn(move || {
@@ -194,7 +188,7 @@ impl Apache {
             // As above.
             let _ = sender.send(Event::Answered(answer));
         });
-        Ok(Apache { child, pid, tail, over, ended: false, copiers })
+        Ok(Apache { child, pid, over, ended: false, copiers })
     }
 
     /// Waits for the end, whoever wants it.
@@ -301,17 +295,14 @@ impl Apache {
         }
     }
 
-    /// The end of the error log, or of what Apache wrote to its standard error.
+    /// The end of the error log. What Apache writes before it has one is on standard error already.
     fn last_words(&self, error_log: &Path) -> String {
-        let mut text = read_tail(error_log).unwrap_or_default();
-        if text.trim().is_empty() {
-            let tail = self.tail.lock().map(|t| t.iter().copied().collect::<Vec<u8>>()).unwrap_or_default();
-            // Already on the terminal; repeated so that the message says it all in a log.
-            text = String::from_utf8_lossy(&tail).into_owned();
-        }
+        let text = read_tail(error_log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        let shown = &lines[lines.len().saturating_sub(20)..];
-        if shown.is_empty() { String::new() } else { format!(":\n{}", shown.join("\n")) }
+        match &lines[lines.len().saturating_sub(20)..] {
+            [] => "; its message is above".into(),
+            shown => format!(":\n{}", shown.join("\n")),
+        }
     }
 }
 
@@ -325,18 +316,13 @@ fn read_tail(path: &Path) -> std::io::Result<String> {
 }
 
 /// Copies in a thread of its own; the receiver hears of the end.
-fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'static, tail: Option<Tail>) -> Receiver<()> {
+fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Receiver<()> {
     let (done, receiver) = channel();
     std::thread::spawn(move || {
         let mut chunk = [0; 8192];
         while let Ok(n @ 1..) = from.read(&mut chunk) {
             // A closed terminal must not stop Apache from writing.
             let _ = to.write_all(&chunk[..n]).and_then(|()| to.flush());
-            if let Some(mut tail) = tail.as_ref().and_then(|t| t.lock().ok()) {
-                tail.extend(&chunk[..n]);
-                let surplus = tail.len().saturating_sub(TAIL);
-                tail.drain(..surplus);
-            }
         }
         // Nobody listens when the launcher has not waited.
         let _ = done.send(());

@@ -105,7 +105,7 @@ pub fn configuration(plan: &Plan, script: &Path, document_root: &Path) -> Result
     let mut environment = Environment::new();
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     environment.add_filter("q", |value: String| quote(&value));
-    environment.add_filter("pattern", |value: String| escape_before(&value, "*?[\\"));
+    environment.add_filter("pattern", |value: String| pattern(&value));
     environment.add_filter("regex", |value: String| escape_before(&value, "\\^$.|?*+()[]{}"));
     environment.add_filter("rewrite", |value: String| escape_before(&value, "\\$%"));
     environment.render_str(CONFIGURATION, values).map_err(|e| Error::Internal(format!("httpd.conf: {e:#}")))
@@ -180,15 +180,26 @@ fn text(path: &Path) -> Result<String, Error> {
     Ok(text.into())
 }
 
-/// `name="value"` as one argument of WSGIDaemonProcess.
+/// `name=value` of WSGIDaemonProcess; the value is quoted only where it must be, so that plain ones read as one writes them.
 fn option(name: &str, value: &str) -> String {
-    quote(&format!("{name}={value}"))
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,()".contains(c);
+    if value.chars().all(plain) { format!("{name}={value}") } else { format!("{name}={}", quote(value)) }
 }
 
 /// One argument of a directive. `${` would be replaced by httpd, so its dollar comes from a definition.
 fn quote(value: &str) -> String {
     let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", escaped.replace("${", "${MOD_WSGI_RS_DOLLAR}{"))
+}
+
+/// A path where httpd takes patterns. A backslash there escapes nothing, so it is matched by `?`.
+fn pattern(value: &str) -> String {
+    let escape = |c: char| match c {
+        '*' | '?' | '[' => format!("[{c}]"),
+        '\\' => "?".into(),
+        _ => c.to_string(),
+    };
+    value.chars().map(escape).collect()
 }
 
 fn escape_before(value: &str, special: &str) -> String {
@@ -211,7 +222,8 @@ mod tests {
     fn quoting() {
         assert_eq!(quote(r#"a "b" \ c"#), r#""a \"b\" \\ c""#);
         assert_eq!(quote("${HOME}"), "\"${MOD_WSGI_RS_DOLLAR}{HOME}\"");
-        assert_eq!(escape_before("/a[1]*", "*?[\\"), "/a\\[1]\\*");
+        assert_eq!(pattern("/a[1]*"), "/a[[]1][*]");
+        assert_eq!(escape_before("/a.b", "."), "/a\\.b");
     }
 
     #[test]
