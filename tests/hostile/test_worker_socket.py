@@ -1,0 +1,348 @@
+"""R21: strangers and liars on the sockets between httpd and the workers. httpd lives, requests are answered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import struct
+import threading
+
+import pytest
+
+from harness import http, procs, product
+from harness.apache import Apache
+from harness.wait import wait_until
+
+pytestmark = [pytest.mark.ours]
+
+CONFIG = """
+WSGIDaemonProcess g processes=1 threads=4
+WSGIProcessGroup g
+WSGIApplicationGroup %{GLOBAL}
+WSGIScriptAlias / {apps}/conform.wsgi
+"""
+HELLO, REQUEST, RESPONSE, DATA, END, DONE = 1, 2, 6, 7, 10, 11
+
+
+def frame(kind: int, payload: bytes = b"", flags: int = 0, length: int | None = None) -> bytes:
+    """A frame; `length` may lie."""
+    return struct.pack("<IBBH", len(payload) if length is None else length, kind, flags, 0) + payload
+
+
+def hello(token: bytes = b"\0" * 16, version: int = 1) -> bytes:
+    return frame(HELLO, struct.pack("<HHI", version, 0, 1) + token)
+
+
+def worker_sockets(server: Apache) -> list[str]:
+    return [s for s in server.sockets() if "/w/" in s]
+
+
+def talk(path: str, data: bytes, half_close: bool = False) -> bytes:
+    """Sends to a worker's socket and reads to the end, which must come."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(20)
+        s.connect(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
+        got = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            s.sendall(data)
+            if half_close:
+                s.shutdown(socket.SHUT_WR)
+            while piece := s.recv(65536):
+                got += piece
+        return got
+
+
+_dirs: dict[str, int] = {}
+
+
+def _dirfd(path: str) -> int:
+    where = os.path.dirname(path)
+    if where not in _dirs:
+        _dirs[where] = os.open(where, os.O_PATH | os.O_DIRECTORY)
+    return _dirs[where]
+
+
+@pytest.fixture(scope="module")
+def server(shared) -> Apache:
+    return shared(CONFIG)
+
+
+CASES = {
+    "wrong-token": hello(b"\x11" * 16),
+    "zero-token": hello(),
+    "unknown-version": hello(version=999),
+    "no-hello": frame(REQUEST, b"\0" * 40),
+    "garbage": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "binary-garbage": bytes(random.Random(1).randbytes(4096)),
+    "huge-length": frame(HELLO, b"", length=0xFFFFFFFF),
+    "unknown-kind": frame(200, b"abc"),
+    "zeroes": b"\0" * 64,
+    "short-hello": frame(HELLO, b"\1\0"),
+    "request-after-wrong-token": hello(b"\x22" * 16) + frame(REQUEST, b"\0" * 40),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stranger_is_shown_the_door(server: Apache, name: str) -> None:
+    """R21: wrong token, unknown version, garbage: connection closed, coded log line, the worker goes on."""
+    assert server.get("/exact?on").status == 200
+    server.expect_log(r"MWR04\d\d")
+    path = worker_sockets(server)[0]
+    # the worker greets nobody whose HELLO it has not accepted
+    assert talk(path, CASES[name]) == b""
+    assert server.get("/exact?on").text == "exact:on"
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 20, 31])
+def test_truncated_hello(server: Apache, cut: int) -> None:
+    """R21: a HELLO that ends early closes the connection without harm."""
+    server.allow_log(r"MWR04\d\d")
+    assert talk(worker_sockets(server)[0], hello()[:cut], half_close=True) == b""
+    assert server.get("/exact?on").text == "exact:on"
+
+
+def test_silent_connections(server: Apache) -> None:
+    """R21: connections that say nothing do not keep requests from the worker."""
+    server.allow_log(r"MWR04\d\d")
+    path = worker_sockets(server)[0]
+    idle = []
+    try:
+        for _ in range(50):
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
+            idle.append(s)
+        for _ in range(50):
+            assert server.get("/exact?on", timeout=5).text == "exact:on"
+    finally:
+        for s in idle:
+            s.close()
+
+
+def test_flood_of_garbage(server: Apache) -> None:
+    """R21: garbage on many connections while requests run: all are answered, the log stays bounded."""
+    server.allow_log(r"MWR04\d\d")
+    path = worker_sockets(server)[0]
+    randomness = random.Random(7)
+    before = len(server.log.poll())
+    stop = threading.Event()
+
+    def attack() -> None:
+        while not stop.is_set():
+            talk(path, randomness.randbytes(randomness.randrange(1, 2000)), half_close=True)
+
+    threads = [threading.Thread(target=attack) for _ in range(3)]
+    for t in threads:
+        t.start()
+    try:
+        with server.connect() as c:
+            for i in range(300):
+                assert c.request(target=f"/exact?{i}").text == f"exact:{i}"
+    finally:
+        stop.set()
+        for t in threads:
+            t.join()
+    assert len(server.log.poll()) - before < 5000
+
+
+def test_control_socket(server: Apache) -> None:
+    """R21: garbage and a wrong secret on ctl.sock: closed or refused; requests and restarts go on."""
+    server.allow_log(r"MWR03\d\d")
+    path = next(s for s in server.sockets() if s.endswith("/ctl.sock"))
+    secret = b'{"op":"register","secret":"' + b"0" * 32 + b'","client":null}'
+    table = b'{"op":"table","secret":"' + b"0" * 32 + b'","group":"g","application":""}'
+    for data in (
+        b"garbage garbage", b"\xff" * 64, b"\0" * 8, struct.pack("<I", 5) + b"{}{}{",
+        struct.pack("<I", len(secret)) + secret, struct.pack("<I", len(table)) + table,
+        struct.pack("<I", 1000) + b"short",
+    ):  # fmt: skip
+        answer = talk(path, data, half_close=True)
+        assert b"token" not in answer
+    assert server.get("/exact?on").text == "exact:on"
+    server.graceful()
+    assert server.get("/exact?on").text == "exact:on"
+
+
+class FakeWorker:
+    """Takes the place of a worker's socket and plays a script to every connection that comes."""
+
+    def __init__(self, path: str, play):
+        info = os.stat(path)
+        os.unlink(path)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
+        os.chown(path, info.st_uid, info.st_gid)
+        os.chmod(path, 0o600)
+        self.listener.listen(50)
+        slot, generation = os.path.basename(path).split(".")
+        self.hello = frame(HELLO, struct.pack("<HHI", 1, int(slot), int(generation)))
+        self.play, self.connections = play, 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                s, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with s, contextlib.suppress(OSError):
+                s.settimeout(5)
+                self.play(self, s)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+
+def read_frame(s: socket.socket) -> tuple[int, bytes]:
+    head = b""
+    while len(head) < 8:
+        piece = s.recv(8 - len(head))
+        if not piece:
+            raise ConnectionError
+        head += piece
+    length, kind, _, _ = struct.unpack("<IBBH", head)
+    payload = b""
+    while len(payload) < length:
+        piece = s.recv(length - len(payload))
+        if not piece:
+            raise ConnectionError
+        payload += piece
+    return kind, payload
+
+
+def response(
+    body: bytes = b"", fields: tuple[tuple[bytes, bytes], ...] = (), status: int = 200, flags: int = 0
+) -> bytes:
+    head = b"OK" + b"".join(struct.pack("<HI", len(n), len(v)) + n + v for n, v in fields)
+    payload = struct.pack("<HHHHI", status, len(fields), 2, 0, len(head)) + head + body
+    return frame(RESPONSE, payload, flags)
+
+
+def answering(data: bytes):
+    """A play: honest greeting, then these bytes for an answer, then the end."""
+
+    def play(fake: FakeWorker, s: socket.socket) -> None:
+        read_frame(s)
+        s.sendall(fake.hello)
+        read_frame(s)
+        s.sendall(data)
+
+    return play
+
+
+def greeting(data: bytes):
+    """A play: these bytes for a greeting."""
+
+    def play(fake: FakeWorker, s: socket.socket) -> None:
+        read_frame(s)
+        s.sendall(data)
+
+    return play
+
+
+PLAYS = {
+    "closes-at-once": lambda fake, s: None,
+    "garbage-hello": greeting(b"HTTP/1.1 200 OK\r\n\r\n" * 20),
+    "hello-unknown-version": greeting(frame(HELLO, struct.pack("<HHI", 999, 0, 1))),
+    "hello-other-slot": greeting(frame(HELLO, struct.pack("<HHI", 1, 77, 77777))),
+    "hello-huge": greeting(frame(HELLO, length=0xFFFFFFF0)),
+    "response-garbage": answering(b"\xff" * 500),
+    "response-huge-length": answering(frame(RESPONSE, length=0xFFFFFFFF)),
+    "response-truncated": answering(response(b"body")[:15]),
+    "data-before-response": answering(frame(DATA, b"body")),
+    "end-before-response": answering(frame(END)),
+    "unknown-kind": answering(frame(99, b"x")),
+    "bad-flags": answering(response(b"body", flags=0xFC)),
+    "status-zero": answering(response(b"x", status=0, flags=3)),
+    "status-9999": answering(response(b"x", status=9999, flags=3)),
+    "status-100": answering(response(b"x", status=100, flags=3)),
+    "header-newline": answering(response(b"x", ((b"A", b"b\r\nX-Injected: 1"),), flags=3)),
+    "header-name-newline": answering(response(b"x", ((b"A\r\nX-Injected", b"b"),), flags=3)),
+    "header-nul": answering(response(b"x", ((b"A", b"b\0c"),), flags=3)),
+    "header-empty-name": answering(response(b"x", ((b"", b"b"),), flags=3)),
+    "header-hop-by-hop": answering(response(b"x", ((b"Transfer-Encoding", b"chunked"),), flags=3)),
+    "header-two-lengths": answering(response(b"x", ((b"Content-Length", b"1"), (b"Content-Length", b"2")), flags=3)),
+    "header-bad-length": answering(response(b"x", ((b"Content-Length", b"1x"),), flags=3)),
+    "header-count-lies": answering(frame(RESPONSE, struct.pack("<HHHHI", 200, 60000, 2, 0, 2) + b"OK")),
+    "file-without-descriptor": answering(response() + frame(8, struct.pack("<QQ", 0, 10))),
+}
+
+
+def _swap(server: Apache, play) -> FakeWorker:
+    """Puts a fake worker in place, and closes the connections that httpd keeps to the real one by new children."""
+    paths = worker_sockets(server)
+    return FakeWorker(paths[-1], play)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", PLAYS)
+def test_lying_worker(apache, name: str) -> None:
+    """R21: malformed frames from a worker: 502 (or 503 where nothing started), a coded line, and httpd lives."""
+    server = apache(
+        CONFIG, mpm="prefork", server_config="StartServers 2\nMinSpareServers 1\nMaxSpareServers 4\nMaxRequestWorkers 8"
+    )
+    wait_until(lambda: worker_sockets(server), 10, "the worker's socket")
+    fake = _swap(server, PLAYS[name])
+    server.log.allow(r"MWR0[234]\d\d")
+    try:
+        children = {p.pid for p in server.httpd_children()}
+        for _ in range(3):
+            r = server.get("/exact?lie", timeout=90)
+            if r.status == 200:
+                assert r.truncated or fake.connections == 0, (name, r)
+            else:
+                assert r.status in (500, 502, 503), r.status
+            assert r.header("X-Injected") is None
+        assert fake.connections > 0
+        assert server.log.find(r"MWR02\d\d"), "a coded line"
+        alive = {p.pid for p in server.httpd_children()}
+        assert children & alive == children, "no child of httpd has died"
+    finally:
+        fake.close()
+    server.graceful()
+    wait_until(lambda: server.get("/exact?on", timeout=60).status == 200, 30, "honest workers serve again")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("end", ["close", "short", "surplus"])
+def test_lying_length(apache, end: str) -> None:
+    """Pitfall S14: fewer or more bytes than declared on a keep-alive connection: the next answer is intact."""
+    server = apache(
+        CONFIG, mpm="prefork", server_config="StartServers 1\nMinSpareServers 1\nMaxSpareServers 1\nMaxRequestWorkers 4"
+    )
+    wait_until(lambda: worker_sockets(server), 10)
+    head = response(
+        b"12345", ((b"Content-Length", b"10" if end != "surplus" else b"3"),), flags=3 if end == "surplus" else 0
+    )
+    data = {"close": head, "short": head + frame(END) + frame(DONE), "surplus": head}[end]
+    fake = _swap(server, answering(data))
+    server.log.allow(r"MWR0[234]\d\d")
+    (server.prefix / "htdocs" / "s.txt").write_text("static")
+    try:
+        with server.connect(timeout=90) as c:
+            r = c.request(target="/exact?lie")
+            if end == "surplus":
+                assert r.status in (200, 500, 502) and (r.status != 200 or r.body == b"123")
+            else:
+                assert r.status in (500, 502, 503) or (r.truncated and r.body == b"12345"), r
+    finally:
+        fake.close()
+
+
+def test_hostile_tokens_do_not_leak(server: Apache) -> None:
+    """DESIGN 9: no process shows a token or secret in its command line or environment."""
+    import re
+
+    assert server.get("/exact?x").status == 200
+    for p in server.processes():
+        text = " ".join(p.cmdline)
+        with contextlib.suppress(OSError), open(f"/proc/{p.pid}/environ", "rb") as f:
+            text += f.read().decode("latin-1")
+        assert not re.search(r"\b[0-9a-f]{32}\b", text), p
+    assert procs.look(server.pid) and product.is_ours()
+    assert http.fetch(server.port, "/exact?y").status == 200
