@@ -1,0 +1,308 @@
+//! One connection of a server process: receiving frames, sending frames. Frames go out whole: whatever a full socket
+//! leaves over is kept and sent before anything else. Callers say whether they may block (never with the GIL held).
+
+use crate::fds::Fd;
+use crate::shared::lock;
+use crate::sys;
+use mod_wsgi_wire::decode;
+use mod_wsgi_wire::encode;
+use mod_wsgi_wire::frame::{Header, Level};
+use mod_wsgi_wire::limits;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+/// A connection.
+pub struct Conn {
+    pub fd: Fd,
+    /// Epoll data: generation and index in the table of connections.
+    pub key: u64,
+    /// Locked by the thread that serves an event of this connection, for as long as it does.
+    input: Mutex<Inbound>,
+    out: Mutex<Outbound>,
+}
+
+/// What has been received and not been used.
+pub struct Inbound {
+    pub buf: Vec<u8>,
+    pub fd: Option<OwnedFd>,
+    /// The server's HELLO has been accepted.
+    pub greeted: bool,
+    /// The last request had a streamed body whose BODY_END has not come: BODY frames may still arrive.
+    pub stream_tail: bool,
+    /// A request of this connection is being served.
+    pub busy: bool,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Outbound {
+    /// Rest of a frame that a full socket did not take.
+    pending: Vec<u8>,
+    /// LOG records dropped because the socket was full.
+    dropped: u32,
+    /// The peer has gone.
+    gone: bool,
+}
+
+/// The peer has gone; nothing more can be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Gone;
+
+/// What [`Conn::receive`] found.
+pub enum Frame {
+    /// A whole frame: its header and where its payload lies, and the descriptor that came with it.
+    Whole(Header, Place, Option<OwnedFd>),
+    /// More is needed.
+    Partial,
+    /// The peer has closed.
+    End,
+}
+
+/// Where a payload lies.
+pub enum Place {
+    /// In the thread's buffer.
+    Thread(std::ops::Range<usize>),
+    /// In a buffer of its own.
+    Own(Vec<u8>),
+}
+
+/// Why a connection is closed.
+#[derive(Debug)]
+pub enum Bad {
+    Frame(decode::Error),
+    /// More than one descriptor with one message, or one where none belongs.
+    Descriptors,
+    Io(io::Error),
+}
+
+impl std::fmt::Display for Bad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bad::Frame(e) => write!(f, "{e}"),
+            Bad::Descriptors => f.write_str("unexpected descriptors"),
+            Bad::Io(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl From<decode::Error> for Bad {
+    fn from(e: decode::Error) -> Bad {
+        Bad::Frame(e)
+    }
+}
+
+impl Conn {
+    pub fn new(fd: Fd, key: u64) -> Conn {
+        let input = Inbound {
+            buf: Vec::new(),
+            fd: None,
+            greeted: false,
+            stream_tail: false,
+            busy: false,
+            since: Instant::now(),
+        };
+        Conn { fd, key, input: Mutex::new(input), out: Mutex::default() }
+    }
+
+    /// The receiving side, for the thread that got the event.
+    pub fn inbound(&self) -> MutexGuard<'_, Inbound> {
+        lock(&self.input)
+    }
+
+    /// Since when nothing has happened; `None` while a thread serves it.
+    pub fn idle_since(&self) -> Option<Instant> {
+        self.input.try_lock().ok().filter(|i| !i.busy).map(|i| i.since)
+    }
+
+    /// Sends `head` and then `data` as one frame (or several: the caller's bytes are whole frames). With `block` waits
+    /// for room; without, keeps what did not fit (`data` must then be small) for the next call.
+    fn write(&self, out: &mut Outbound, mut head: &[u8], mut data: &[u8], block: bool) -> Result<(), Gone> {
+        loop {
+            if out.gone {
+                return Err(Gone);
+            }
+            let pending = !out.pending.is_empty();
+            if !pending && head.is_empty() && data.is_empty() {
+                return Ok(());
+            }
+            let sent = if pending {
+                send(self.fd.raw(), &out.pending, send_flags())
+            } else if data.is_empty() {
+                send(self.fd.raw(), head, send_flags())
+            } else {
+                sendmsg::<()>(self.fd.raw(), &[IoSlice::new(head), IoSlice::new(data)], &[], send_flags(), None)
+            };
+            match sent {
+                Ok(n) if pending => {
+                    out.pending.drain(..n);
+                }
+                Ok(n) => {
+                    let of_head = n.min(head.len());
+                    head = &head[of_head..];
+                    data = &data[n - of_head..];
+                }
+                Err(nix::Error::EINTR) => continue,
+                Err(nix::Error::EAGAIN) if block => self.wait(PollFlags::POLLOUT),
+                Err(nix::Error::EAGAIN) => {
+                    out.pending.extend_from_slice(head);
+                    out.pending.extend_from_slice(data);
+                    return Ok(());
+                }
+                Err(_) => {
+                    out.gone = true;
+                    return Err(Gone);
+                }
+            }
+        }
+    }
+
+    /// Tries to send whole frames without waiting. `Ok(true)`: the bytes have been taken; a rest that the socket did not
+    /// take goes before anything else. `Ok(false)`: nothing was taken, [`Conn::send_blocking`] must be used.
+    #[inline]
+    pub fn try_send(&self, frames: &[u8]) -> Result<bool, Gone> {
+        let Ok(mut out) = self.out.try_lock() else { return Ok(false) };
+        if out.gone {
+            return Err(Gone);
+        }
+        if !out.pending.is_empty() {
+            return Ok(false);
+        }
+        match send(self.fd.raw(), frames, send_flags()) {
+            Ok(n) if n == frames.len() => Ok(true),
+            Ok(n) => {
+                out.pending.extend_from_slice(&frames[n..]);
+                Ok(true)
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(false),
+            Err(_) => {
+                out.gone = true;
+                Err(Gone)
+            }
+        }
+    }
+
+    /// Sends whole frames, waiting as long as it takes. Never with the GIL held.
+    pub fn send_blocking(&self, head: &[u8], data: &[u8]) -> Result<(), Gone> {
+        self.write(&mut lock(&self.out), head, data, true)
+    }
+
+    /// Whether a rest of a frame waits to be sent.
+    pub fn has_pending(&self) -> bool {
+        self.out.try_lock().map_or(true, |o| !o.pending.is_empty())
+    }
+
+    /// Sends FILE with its descriptor. `Ok(false)`: the descriptor could not be passed (too many in flight); send the
+    /// bytes instead. Never with the GIL held.
+    pub fn send_file(&self, frame: &[u8], file: &OwnedFd) -> Result<bool, Gone> {
+        let mut out = lock(&self.out);
+        self.write(&mut out, &[], &[], true)?;
+        loop {
+            let fds = [file.as_raw_fd()];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            match sendmsg::<()>(self.fd.raw(), &[IoSlice::new(frame)], &rights, send_flags(), None) {
+                Ok(n) => return self.write(&mut out, &frame[n..], &[], true).map(|()| true),
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => self.wait(PollFlags::POLLOUT),
+                Err(nix::Error::ETOOMANYREFS) => return Ok(false),
+                Err(_) => {
+                    out.gone = true;
+                    return Err(Gone);
+                }
+            }
+        }
+    }
+
+    /// Sends one LOG frame without ever waiting; `false`: dropped (counted) or the peer has gone.
+    pub fn log(&self, level: Level, text: &[u8]) -> bool {
+        let Ok(mut out) = self.out.try_lock() else { return false };
+        if out.gone {
+            return false;
+        }
+        if !out.pending.is_empty() && self.write(&mut out, &[], &[], false).is_err() {
+            return false;
+        }
+        if !out.pending.is_empty() {
+            out.dropped += 1;
+            return true;
+        }
+        let mut frame = Vec::with_capacity(limits::HEADER + 1 + text.len());
+        encode::log(&mut frame, level, text);
+        self.write(&mut out, &frame, &[], false).is_ok()
+    }
+
+    /// LOG records dropped since the last call.
+    pub fn take_dropped(&self) -> u32 {
+        self.out.try_lock().map_or(0, |mut o| std::mem::take(&mut o.dropped))
+    }
+
+    /// Waits until the socket may be read or written, or has failed.
+    pub fn wait(&self, flags: PollFlags) {
+        // An error (EINTR) only means another round for the caller.
+        let _ = poll(&mut [PollFd::new(self.fd.as_fd(), flags)], PollTimeout::NONE);
+    }
+
+    /// Receives towards one frame, into `buf` if it fits there in one go.
+    pub fn receive(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Frame, Bad> {
+        inbound.since = Instant::now();
+        if inbound.buf.is_empty() {
+            let Some(n) = self.read(inbound, buf)? else { return Ok(Frame::Partial) };
+            if n == 0 {
+                return Ok(Frame::End);
+            }
+            if let Some((h, _, total)) = decode::frame(&buf[..n])? {
+                inbound.buf.extend_from_slice(&buf[total..n]);
+                return Ok(Frame::Whole(h, Place::Thread(limits::HEADER..total), inbound.fd.take()));
+            }
+            inbound.buf.extend_from_slice(&buf[..n]);
+        }
+        loop {
+            // Checked before each allocation: a header over its limit is an error.
+            if let Some((h, _, total)) = decode::frame(&inbound.buf)? {
+                let rest = inbound.buf.split_off(total);
+                let mut own = std::mem::replace(&mut inbound.buf, rest);
+                own.drain(..limits::HEADER);
+                return Ok(Frame::Whole(h, Place::Own(own), inbound.fd.take()));
+            }
+            let have = inbound.buf.len();
+            let want = match decode::header(&inbound.buf)? {
+                Some(h) => (limits::HEADER + h.len - have).min(limits::MAX_DATA),
+                None => limits::HEADER,
+            };
+            let mut part = std::mem::take(&mut inbound.buf);
+            part.resize(have + want, 0);
+            let got = self.read(inbound, &mut part[have..]);
+            part.truncate(have + got.as_ref().ok().and_then(|n| *n).unwrap_or(0));
+            inbound.buf = part;
+            match got? {
+                None => return Ok(Frame::Partial),
+                Some(0) => return Ok(Frame::End),
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn read(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Option<usize>, Bad> {
+        match sys::receive(self.fd.raw(), buf) {
+            Ok(got) => {
+                if got.excess || got.fd.is_some() && inbound.fd.is_some() {
+                    return Err(Bad::Descriptors);
+                }
+                if got.fd.is_some() {
+                    inbound.fd = got.fd;
+                }
+                Ok(Some(got.len))
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(Some(0)),
+            Err(e) => Err(Bad::Io(e)),
+        }
+    }
+}
+
+fn send_flags() -> MsgFlags {
+    MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL
+}

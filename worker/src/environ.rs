@@ -1,0 +1,118 @@
+//! The environ dictionary: a prepared dictionary copied, and the request's entries decoded straight into it. Each serving
+//! thread has its own, so that nothing here is shared or locked.
+
+use mod_wsgi_wire::decode::{Key, Request};
+use mod_wsgi_wire::keys;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+/// Longest value whose object is kept for the next request.
+const MAX_KEPT: usize = 256;
+/// Most keys without a number whose objects are kept.
+const MAX_NAMED: usize = 64;
+
+/// Builds the environ of one thread's requests.
+pub struct Builder {
+    base: Py<PyDict>,
+    names: Vec<Py<PyString>>,
+    /// The last value of each known key, where it is likely to come again and is no secret.
+    kept: Vec<Option<(Box<[u8]>, Py<PyString>)>>,
+    named: Vec<(Box<[u8]>, Py<PyString>)>,
+    fsdecode: Py<PyAny>,
+}
+
+impl Builder {
+    /// `base`: the entries that are the same in every request of this thread.
+    pub fn new(py: Python<'_>, base: Py<PyDict>) -> PyResult<Builder> {
+        let names = keys::NAMES.iter().map(|n| PyString::intern(py, n).unbind()).collect();
+        let kept = keys::NAMES.iter().map(|_| None).collect();
+        let fsdecode = py.import("os")?.getattr("fsdecode")?.unbind();
+        Ok(Builder { base, names, kept, named: Vec::new(), fsdecode })
+    }
+
+    /// The environ of a request, without `wsgi.input`.
+    pub fn build<'py>(&mut self, py: Python<'py>, request: &Request<'_>) -> PyResult<Bound<'py, PyDict>> {
+        let environ = self.base.bind(py).copy()?;
+        for (key, value) in request.entries() {
+            match key {
+                Key::Known(id) => {
+                    let value = self.known_value(py, id, value)?;
+                    environ.set_item(self.names[id as usize].bind(py), value)?;
+                }
+                Key::Named(name) => environ.set_item(self.name(py, name), latin1(py, value))?,
+            }
+        }
+        Ok(environ)
+    }
+
+    fn known_value<'py>(&mut self, py: Python<'py>, id: u8, value: &[u8]) -> PyResult<Bound<'py, PyString>> {
+        let keep = value.len() <= MAX_KEPT && is_kept(id);
+        if keep
+            && let Some((bytes, object)) = &self.kept[id as usize]
+            && **bytes == *value
+        {
+            return Ok(object.bind(py).clone());
+        }
+        let object = if matches!(id, keys::DOCUMENT_ROOT | keys::SCRIPT_FILENAME) && !value.is_ascii() {
+            self.path(py, value)?
+        } else {
+            latin1(py, value)
+        };
+        if keep {
+            self.kept[id as usize] = Some((value.into(), object.clone().unbind()));
+        }
+        Ok(object)
+    }
+
+    /// A path in the file system's encoding, so that the application can open it; Latin-1 where that fails.
+    fn path<'py>(&self, py: Python<'py>, value: &[u8]) -> PyResult<Bound<'py, PyString>> {
+        match self.fsdecode.bind(py).call1((value,)) {
+            Ok(text) => Ok(text.cast_into::<PyString>()?),
+            Err(_) => Ok(latin1(py, value)),
+        }
+    }
+
+    fn name<'py>(&mut self, py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
+        if let Some((_, object)) = self.named.iter().find(|(n, _)| **n == *name) {
+            return object.bind(py).clone();
+        }
+        let object = latin1(py, name);
+        if self.named.len() < MAX_NAMED && name.len() <= MAX_KEPT {
+            self.named.push((name.into(), object.clone().unbind()));
+        }
+        object
+    }
+}
+
+/// Keys whose value is often that of the request before, and is neither a secret nor different each time.
+fn is_kept(id: u8) -> bool {
+    !matches!(
+        id,
+        keys::REMOTE_PORT
+            | keys::UNIQUE_ID
+            | keys::CONTENT_LENGTH
+            | keys::REMOTE_USER
+            | keys::QUERY_STRING
+            | keys::HTTP_AUTHORIZATION
+            | keys::HTTP_COOKIE
+            | keys::HTTP_REFERER
+            | keys::HTTP_RANGE
+            | keys::HTTP_X_REQUEST_ID
+            | keys::HTTP_IF_MATCH
+            | keys::HTTP_IF_NONE_MATCH
+            | keys::HTTP_IF_MODIFIED_SINCE
+            | keys::HTTP_IF_UNMODIFIED_SINCE
+            | keys::MW_REQUEST_ID
+            | keys::MW_CONNECTION_ID
+            | keys::MW_REQUEST_START
+            | keys::MW_QUEUE_START
+    )
+}
+
+/// Bytes as a str in Latin-1, as PEP 3333 wants every value.
+pub fn latin1<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyString> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.is_ascii() => PyString::new(py, text),
+        _ => PyString::new(py, &bytes.iter().map(|b| *b as char).collect::<String>()),
+    }
+}

@@ -1,0 +1,70 @@
+//! `wsgi.file_wrapper`: whether a file may be passed to the server as a descriptor, and a descriptor of our own for it
+//! (a shared one would share its position with the application's).
+
+use crate::conn::{Conn, Gone};
+use crate::sys;
+use mod_wsgi_wire::{encode, limits};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::fstatfs;
+use pyo3::prelude::*;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// File systems whose reads may block for ever in the server.
+const REMOTE: [i64; 4] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// A file to be passed.
+pub struct Passed {
+    pub fd: OwnedFd,
+    pub offset: u64,
+    /// From there to the end.
+    pub len: u64,
+}
+
+/// The file of a FileWrapper, if the server may read it itself: a regular file open for reading, neither O_PATH nor on
+/// FUSE, NFS or CIFS, with bytes left. Anything else is read here, block by block.
+pub fn passable(wrapper: &Bound<'_, PyAny>) -> Option<Passed> {
+    let filelike = wrapper.getattr("filelike").ok()?;
+    let number: i32 = filelike.call_method0("fileno").ok()?.extract().ok()?;
+    let offset: u64 = filelike.call_method0("tell").ok()?.extract().ok()?;
+    sys::with_fd(number, |fd| check(fd, number, offset))?
+}
+
+fn check(fd: BorrowedFd<'_>, number: i32, offset: u64) -> Option<Passed> {
+    let stat = fstat(fd).ok()?;
+    let size = u64::try_from(stat.st_size).ok()?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG || size <= offset {
+        return None;
+    }
+    let mode = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).ok()?);
+    if mode.contains(OFlag::O_PATH) || mode & OFlag::O_ACCMODE == OFlag::O_WRONLY {
+        return None;
+    }
+    if REMOTE.contains(&(fstatfs(fd).ok()?.filesystem_type().0 as i64)) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{number}");
+    let fd = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).ok()?;
+    Some(Passed { fd, offset, len: size - offset })
+}
+
+impl Passed {
+    /// Sends the bytes instead of the descriptor. `Ok(false)`: the file has become shorter. Never with the GIL held.
+    pub fn send_bytes(&self, conn: &Conn, len: u64) -> Result<bool, Gone> {
+        let Ok(file) = self.fd.try_clone().map(File::from) else { return Ok(false) };
+        let mut buf = vec![0; limits::MAX_DATA];
+        let mut sent = 0;
+        while sent < len {
+            let n = (len - sent).min(buf.len() as u64) as usize;
+            if file.read_exact_at(&mut buf[..n], self.offset + sent).is_err() {
+                return Ok(false);
+            }
+            sent += n as u64;
+            let bits = if sent == len { mod_wsgi_wire::frame::flags::END } else { 0 };
+            conn.send_blocking(&encode::data_header(n, bits), &buf[..n])?;
+        }
+        Ok(true)
+    }
+}

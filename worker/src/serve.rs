@@ -1,0 +1,435 @@
+//! The serving loop: one shared epoll set of one-shot connections; whoever wakes serves the whole request. Runs in the
+//! Python threads `wsgi-<slot>-<n>`, attached for life except while waiting.
+
+use crate::call::{Call, Current};
+use crate::conn::{Bad, Conn, Frame, Place};
+use crate::environ::Builder;
+use crate::fds::Fd;
+use crate::input::{Body, Input};
+use crate::log;
+use crate::respond::Response;
+use crate::scripts::{self, App, Target};
+use crate::shared::{self, LISTENER, Shared};
+use crate::sys;
+use mod_wsgi_scoreboard::{Lease, RowState, RowWord};
+use mod_wsgi_wire::frame::{AbortReason, Header, Kind, Level, flags};
+use mod_wsgi_wire::{decode, encode, limits};
+use nix::sys::socket::{SockFlag, accept4};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyString, PyType};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// How long a thread may keep the GIL from request to request. Every other thread of the process waits about this
+/// long, times the serving threads, for each time it needs the GIL.
+const HOLD: Duration = Duration::from_micros(500);
+/// Bytes of a thread's receive buffer; longer frames get a buffer of their own.
+const RECEIVE: usize = 32 * 1024;
+/// Connections accepted in one go.
+const ACCEPTS: usize = 64;
+
+/// Objects of the Python half.
+pub struct Runtime {
+    /// The class FileWrapper.
+    pub file_wrapper: Py<PyType>,
+    /// `load(script: bytes, callable: str) -> bool`; calls `register_app`, logs what fails.
+    load: Py<PyAny>,
+    /// `report(exception, script: str)`: logs an exception with its traceback.
+    report: Py<PyAny>,
+    /// `missing(script: str, callable: str, found)`: logs a callable that is missing or cannot be called.
+    missing: Py<PyAny>,
+    /// `started(environ, application, thread) -> application` for subscribers of events.
+    started: Py<PyAny>,
+    /// `finished(environ, status, reads, input bytes, writes, output bytes)`.
+    finished: Py<PyAny>,
+}
+
+static RUNTIME: PyOnceLock<Runtime> = PyOnceLock::new();
+
+/// Takes over the Python half's functions. Once, before any thread serves.
+#[pyfunction]
+#[pyo3(signature = (*, file_wrapper, load, report, missing, started, finished))]
+pub fn configure(
+    py: Python<'_>,
+    file_wrapper: Py<PyType>,
+    load: Py<PyAny>,
+    report: Py<PyAny>,
+    missing: Py<PyAny>,
+    started: Py<PyAny>,
+    finished: Py<PyAny>,
+) -> PyResult<()> {
+    let runtime = Runtime { file_wrapper, load, report, missing, started, finished };
+    RUNTIME.set(py, runtime).map_err(|_| PyRuntimeError::new_err("configured twice"))
+}
+
+impl Runtime {
+    /// Logs an exception with its traceback.
+    pub fn report_exception(&self, py: Python<'_>, error: PyErr, script: &str) {
+        if let Err(e) = self.report.bind(py).call1((error.into_value(py), script)) {
+            log::record(Level::Error, &format!("MWR0430: exception in {script}; logging it failed: {e}"));
+        }
+    }
+}
+
+/// A frame to be served.
+struct Work {
+    conn: Arc<Conn>,
+    header: Header,
+    place: Place,
+    fd: Option<OwnedFd>,
+}
+
+struct Server {
+    shared: &'static Shared,
+    runtime: &'static Runtime,
+    number: u16,
+    builder: Builder,
+    out: Vec<u8>,
+    last: Option<Arc<App>>,
+    input_key: Py<PyString>,
+}
+
+/// Serves requests for ever. `base`: the entries of environ that never change for this thread.
+#[pyfunction]
+pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
+    let missing = || PyRuntimeError::new_err("not started");
+    let shared = shared::get().ok_or_else(missing)?;
+    let runtime = RUNTIME.get(py).ok_or_else(missing)?;
+    let builder = Builder::new(py, base)?;
+    let input_key = PyString::intern(py, "wsgi.input").unbind();
+    let mut server = Server { shared, runtime, number, builder, out: Vec::new(), last: None, input_key };
+    let mut buf = vec![0; RECEIVE];
+    loop {
+        let mut work = py.detach(|| next(shared, &mut buf, true));
+        let since = Instant::now();
+        while let Some(w) = work {
+            server.handle(py, w, &buf);
+            if shared.inside() > 0 || since.elapsed() >= HOLD {
+                break;
+            }
+            work = next(shared, &mut buf, false);
+        }
+        if sys::forked() {
+            sys::exit_now(0);
+        }
+    }
+}
+
+/// The next request. `None` only when not to block. No interpreter needed.
+fn next(shared: &Shared, buf: &mut [u8], block: bool) -> Option<Work> {
+    loop {
+        let Some(key) = shared.wait(block) else {
+            if block {
+                continue;
+            }
+            return None;
+        };
+        if key == LISTENER {
+            accept(shared);
+        } else if let Some(conn) = shared.conn(key)
+            && let Some(work) = inspect(shared, conn, buf)
+        {
+            return Some(work);
+        }
+    }
+}
+
+fn accept(shared: &Shared) {
+    for _ in 0..ACCEPTS {
+        let accepted = accept4(shared.listener.raw(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
+        let added = match accepted {
+            Ok(raw) => sys::own(raw).ok_or(nix::Error::EBADF).and_then(Fd::new).and_then(|fd| shared.add(fd)),
+            Err(nix::Error::EAGAIN) => break,
+            Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = added {
+            // Not armed again at once: the control thread does it within a second.
+            shared.log_hostile(&format!("MWR0420: a connection cannot be accepted: {e}"));
+            return;
+        }
+    }
+    shared.rearm_listener();
+}
+
+/// Reads from a connection that has something to read. A request comes back; everything else is settled here.
+fn inspect(shared: &Shared, conn: Arc<Conn>, buf: &mut [u8]) -> Option<Work> {
+    let mut inbound = conn.inbound();
+    let bad: Bad = loop {
+        let (h, place, fd) = match conn.receive(&mut inbound, buf) {
+            Ok(Frame::Whole(h, place, fd)) => (h, place, fd),
+            Ok(Frame::Partial) => {
+                drop(inbound);
+                shared.rearm(&conn);
+                return None;
+            }
+            Ok(Frame::End) => {
+                if !inbound.buf.is_empty() {
+                    shared.log_hostile("MWR0421: a server process left in the middle of a frame");
+                }
+                drop(inbound);
+                shared.close(&conn);
+                return None;
+            }
+            Err(e) => break e,
+        };
+        if !inbound.greeted {
+            let payload = match &place {
+                Place::Thread(range) => &buf[range.clone()],
+                Place::Own(bytes) => bytes,
+            };
+            if let Err(e) = greet(shared, &conn, h, payload) {
+                shared.log_hostile(&format!("MWR0422: a peer's greeting was refused: {e}"));
+                drop(inbound);
+                shared.close(&conn);
+                return None;
+            }
+            inbound.greeted = true;
+            if fd.is_some() || !inbound.buf.is_empty() {
+                break Bad::Descriptors;
+            }
+            continue;
+        }
+        match h.kind {
+            Kind::Request => {
+                if fd.is_some() != (h.flags & flags::BODY_FD != 0) {
+                    break Bad::Descriptors;
+                }
+                if !inbound.buf.is_empty() && h.flags & flags::BODY_STREAM == 0 {
+                    break Bad::Frame(decode::Error::Trailing { at: limits::HEADER + h.len });
+                }
+                inbound.busy = true;
+                inbound.stream_tail = false;
+                drop(inbound);
+                return Some(Work { conn, header: h, place, fd });
+            }
+            // The rest of a streamed body whose request ended early.
+            Kind::Body | Kind::BodyEnd if inbound.stream_tail && fd.is_none() => {
+                inbound.stream_tail = h.kind == Kind::Body;
+            }
+            kind => break Bad::Frame(decode::Error::Unexpected { kind }),
+        }
+    };
+    drop(inbound);
+    shared.log_hostile(&format!("MWR0423: a server process sent a malformed frame: {bad}"));
+    shared.close(&conn);
+    None
+}
+
+/// Checks a peer's HELLO and answers it.
+fn greet(shared: &Shared, conn: &Conn, h: Header, payload: &[u8]) -> Result<(), String> {
+    if h.kind != Kind::Hello {
+        return Err(format!("{:?} came before HELLO", h.kind));
+    }
+    let hello = decode::hello_server(payload).map_err(|e| e.to_string())?;
+    if !decode::token_matches(&hello.token, &shared.token) {
+        return Err("wrong token".into());
+    }
+    let mut answer = Vec::new();
+    encode::hello_worker(&mut answer, shared.plan.slot, shared.plan.slot_generation);
+    match conn.try_send(&answer) {
+        Ok(true) => Ok(()),
+        _ => Err("the answer cannot be sent".into()),
+    }
+}
+
+/// Frees the row when dropped, whatever happens.
+struct RowGuard<'a>(&'a Shared, Lease);
+
+impl Drop for RowGuard<'_> {
+    fn drop(&mut self) {
+        if !sys::forked() {
+            self.0.leave();
+            self.0.table.finish(&self.1);
+        }
+    }
+}
+
+impl Server {
+    /// Serves one REQUEST, whose payload may lie in `buf`. The GIL is held.
+    fn handle(&mut self, py: Python<'_>, work: Work, buf: &[u8]) {
+        let Work { conn, header, place, fd } = work;
+        let shared = self.shared;
+        let payload = match &place {
+            Place::Thread(range) => &buf[range.clone()],
+            Place::Own(bytes) => bytes,
+        };
+        let request = match decode::request(header, payload) {
+            Ok(r) => r,
+            Err(e) => {
+                shared.log_hostile(&format!("MWR0423: a server process sent a malformed frame: {e}"));
+                return shared.close(&conn);
+            }
+        };
+        let word =
+            RowWord { generation: request.row.row_generation, state: RowState::Sent, client: request.row.client };
+        let generation = request.row.slot_generation;
+        let lease = Lease { slot: shared.plan.slot, slot_generation: generation, row: request.row.row, word };
+        let mut alive = true;
+        if generation == shared.plan.slot_generation && shared.table.claim(&lease) {
+            shared.enter();
+            let guard = RowGuard(shared, lease);
+            let served = catch_unwind(AssertUnwindSafe(|| self.run(py, &conn, &request, fd)));
+            alive = served.unwrap_or_else(|_| {
+                // The panic hook has written where it happened to fd 2.
+                log::record(
+                    Level::Error,
+                    "MWR0424: the worker failed while it served this request (a defect in mod-wsgi-rs)",
+                );
+                let mut frame = Vec::new();
+                encode::abort(&mut frame, AbortReason::Internal, 0);
+                let _ = conn.try_send(&frame);
+                false
+            });
+            drop(guard);
+        } else {
+            // Recalled: nothing of it may run. The server closes this connection.
+            conn.inbound().stream_tail = request.body_stream;
+        }
+        if alive {
+            conn.inbound().busy = false;
+            shared.rearm(&conn);
+        } else {
+            shared.close(&conn);
+        }
+    }
+
+    /// Runs a claimed request. `false`: the connection must be closed.
+    fn run(&mut self, py: Python<'_>, conn: &Arc<Conn>, request: &decode::Request<'_>, fd: Option<OwnedFd>) -> bool {
+        let call = match Py::new(py, Call::new(conn.clone())) {
+            Ok(call) => call,
+            Err(_) => return false,
+        };
+        let target = Target::of(request);
+        let mut out = std::mem::take(&mut self.out);
+        if out.capacity() > 2 * RECEIVE {
+            out = Vec::new();
+        }
+        let script = String::from_utf8_lossy(target.script);
+        let response = Response { py, runtime: self.runtime, conn, call: &call, out: &mut out, script: &script };
+        let alive = self.run_with(response, &target, request, fd);
+        call.get().finish();
+        self.out = out;
+        alive
+    }
+
+    fn run_with<'py>(
+        &mut self,
+        mut response: Response<'_, 'py>,
+        target: &Target<'_>,
+        request: &decode::Request<'_>,
+        fd: Option<OwnedFd>,
+    ) -> bool {
+        let py = response.py;
+        let (conn, call) = (response.conn, response.call);
+        if self.shared.exiting() {
+            return response.abort(AbortReason::NotRun, true);
+        }
+        let prepared = self.builder.build(py, request).and_then(|environ| {
+            let input = Py::new(py, input_of(py, conn, request, fd))?;
+            environ.set_item(self.input_key.bind(py), input.bind(py))?;
+            Ok((environ, input))
+        });
+        let (environ, input) = match prepared {
+            Ok(p) => p,
+            Err(e) => {
+                self.runtime.report_exception(py, e, response.script);
+                return response.abort(AbortReason::Internal, true);
+            }
+        };
+        let current = Current::enter(py, self.number as usize, conn, &environ, call);
+        let alive = match self.application(py, target, request.script_mtime) {
+            Ok(Some(application)) => {
+                if self.shared.events.load(Relaxed) {
+                    self.call_with_events(response, &environ, &input, application)
+                } else {
+                    let result = application.call1((&environ, call));
+                    response.send(result)
+                }
+            }
+            Ok(None) => response.abort(AbortReason::Load, true),
+            Err(e) => {
+                self.runtime.report_exception(py, e, response.script);
+                response.abort(AbortReason::Load, true)
+            }
+        };
+        if input.get().finish(py) {
+            conn.inbound().stream_tail = true;
+        }
+        drop(current);
+        alive
+    }
+
+    /// The callable of a request; loads the script if need be. `None`: there is none, and that has been logged.
+    fn application<'py>(
+        &mut self,
+        py: Python<'py>,
+        target: &Target<'_>,
+        mtime: u64,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let app = match scripts::find(target, &mut self.last) {
+            Some(app) => app,
+            None => {
+                let callable = String::from_utf8_lossy(target.callable);
+                let loaded: bool = self.runtime.load.bind(py).call1((target.script, &*callable))?.extract()?;
+                match scripts::find(target, &mut self.last) {
+                    Some(app) if loaded => app,
+                    _ => return Ok(None),
+                }
+            }
+        };
+        app.compare(mtime);
+        match app.callable(py)? {
+            Some(callable) if callable.is_callable() => Ok(Some(callable)),
+            found => {
+                let script = String::from_utf8_lossy(target.script);
+                let callable = String::from_utf8_lossy(target.callable);
+                self.runtime.missing.bind(py).call1((&*script, &*callable, found))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The same with subscribers of events: they may wrap the application.
+    fn call_with_events<'py>(
+        &self,
+        response: Response<'_, 'py>,
+        environ: &Bound<'py, PyDict>,
+        input: &Py<Input>,
+        application: Bound<'py, PyAny>,
+    ) -> bool {
+        let (py, call) = (response.py, response.call);
+        let wrapped = self.runtime.started.bind(py).call1((environ, &application, self.number));
+        let application = match wrapped {
+            Ok(a) => a,
+            Err(e) => {
+                self.runtime.report_exception(py, e, response.script);
+                application
+            }
+        };
+        let script = response.script;
+        let result = application.call1((environ, call));
+        let alive = response.send(result);
+        let (status, written, writes) = call.get().totals();
+        let (reads, read) = input.get().totals(py);
+        let finished = self.runtime.finished.bind(py).call1((environ, status, reads, read, writes, written));
+        if let Err(e) = finished {
+            self.runtime.report_exception(py, e, script);
+        }
+        alive
+    }
+}
+
+fn input_of(py: Python<'_>, conn: &Arc<Conn>, request: &decode::Request<'_>, fd: Option<OwnedFd>) -> Input {
+    match fd {
+        Some(fd) => Input::new(Body::File(fd.into(), 0, request.body_len)),
+        None if request.body_stream => Input::stream(conn.clone()),
+        None if request.body.is_empty() => Input::new(Body::Empty),
+        None => Input::new(Body::Inline(PyBytes::new(py, request.body).unbind(), 0)),
+    }
+}

@@ -1,0 +1,369 @@
+//! What all threads of the worker share: plan, table, epoll set, connections, the order to exit. Made once by the main
+//! thread before any other thread starts; lives as long as the process. No interpreter needed.
+
+use crate::conn::Conn;
+use crate::fds::{self, Fd};
+use crate::sys;
+use mod_wsgi_scoreboard::{Shape, Table};
+use mod_wsgi_wire::control::{self, FromWorker};
+use mod_wsgi_wire::frame::Level;
+use mod_wsgi_wire::plan::WorkerPlan;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Epoll data of the listening socket; connections have `generation:32 | index:32` with generations from 1.
+pub const LISTENER: u64 = 0;
+/// Most bytes of control messages that wait to be sent; records beyond it are dropped and counted.
+const MAX_QUEUE: usize = 1 << 20;
+
+static SHARED: OnceLock<Shared> = OnceLock::new();
+
+/// The worker's state.
+pub struct Shared {
+    pub plan: WorkerPlan,
+    pub token: [u8; 16],
+    pub table: Table,
+    epoll: Epoll,
+    pub listener: Fd,
+    pub control: Fd,
+    conns: Mutex<Slab>,
+    queue: Mutex<Queue>,
+    /// Wakes the control thread (write end, read end).
+    pub wake_control: (Fd, Fd),
+    /// Wakes the main thread (write end, read end); also Python's signal wake-up descriptor.
+    pub wake_main: (Fd, Fd),
+    /// Requests inside the application.
+    inside: AtomicUsize,
+    exit: Mutex<Option<Exit>>,
+    exiting: AtomicBool,
+    /// Bad greetings and frames since the last log line about them.
+    hostile: Mutex<(Option<Instant>, u32)>,
+    /// Some subscriber wants events of requests.
+    pub events: AtomicBool,
+    next_generation: AtomicU32,
+}
+
+/// The order to end.
+#[derive(Debug, Clone)]
+pub struct Exit {
+    pub reason: String,
+    /// The control thread ends the process hard at this time.
+    pub deadline: Instant,
+}
+
+#[derive(Default)]
+struct Slab {
+    entries: Vec<(u32, Option<Arc<Conn>>)>,
+    free: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<Vec<u8>>,
+    bytes: usize,
+    dropped: u32,
+    /// The control thread holds a message that is not sent yet.
+    in_flight: bool,
+    /// The supervisor's end has gone: nothing can be sent any more.
+    closed: bool,
+}
+
+/// Locks, also after a panic elsewhere: every state guarded here is consistent between statements.
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The state, once `start` has made it.
+pub fn get() -> Option<&'static Shared> {
+    SHARED.get()
+}
+
+fn pipe() -> Result<(Fd, Fd), String> {
+    let flags = nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK;
+    let (r, w) = nix::unistd::pipe2(flags).map_err(|e| format!("pipe: {e}"))?;
+    let take = |fd| Fd::new(fd).map_err(|e| format!("pipe: {e}"));
+    Ok((take(w)?, take(r)?))
+}
+
+/// Reads the plan and takes over the descriptors it names.
+pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
+    fds::prepare();
+    sys::watch_forks();
+    let plan = std::fs::File::from(sys::own(plan_fd).ok_or("the plan's descriptor is not open")?);
+    let size = plan.metadata().map_err(|e| format!("plan: {e}"))?.len().min(16 << 20);
+    let mut text = vec![0; size as usize];
+    plan.read_exact_at(&mut text, 0).map_err(|e| format!("plan: {e}"))?;
+    let plan: WorkerPlan = serde_json::from_slice(&text).map_err(|e| format!("plan: {e}"))?;
+    let token = plan.token.bytes().ok_or("plan: the token is no secret")?;
+    let take = |what: &str, fd| Fd::inherited(fd).map_err(|e| format!("plan: descriptor {fd} ({what}): {e}"));
+    let control = take("control", plan.fds.control)?;
+    let listener = take("listener", plan.fds.listener)?;
+    let table_fd = take("table", plan.fds.table)?;
+    let shape = Shape { slots: plan.slots, threads: plan.threads, rows: plan.rows };
+    let table = Table::open(&table_fd, shape).map_err(|e| e.to_string())?;
+    if plan.slot >= plan.slots {
+        return Err(format!("plan: slot {} of {}", plan.slot, plan.slots));
+    }
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| format!("listener: {e}"))?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| format!("epoll: {e}"))?;
+    let epoll = Epoll(fds::place(epoll.0).map_err(|e| format!("epoll: {e}"))?);
+    let shared = Shared {
+        token,
+        table,
+        epoll,
+        listener,
+        control,
+        conns: Mutex::default(),
+        queue: Mutex::default(),
+        wake_control: pipe()?,
+        wake_main: pipe()?,
+        inside: AtomicUsize::new(0),
+        exit: Mutex::new(None),
+        exiting: AtomicBool::new(false),
+        hostile: Mutex::new((None, 0)),
+        events: AtomicBool::new(false),
+        next_generation: AtomicU32::new(1),
+        plan,
+    };
+    SHARED.set(shared).map_err(|_| "started twice".to_string())?;
+    SHARED.get().ok_or_else(|| "not started".into())
+}
+
+impl Shared {
+    // --- connections -----------------------------------------------------------------------------------------
+
+    /// Begins to listen: called when the load set has been tried.
+    pub fn listen(&self) -> nix::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        self.epoll.add(&self.listener, EpollEvent::new(flags, LISTENER))
+    }
+
+    /// Arms the listener again after an accept.
+    pub fn rearm_listener(&self) {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        let mut event = EpollEvent::new(flags, LISTENER);
+        // Fails only before `listen`.
+        let _ = self.epoll.modify(&self.listener, &mut event);
+    }
+
+    /// Waits for one event. `None`: nothing there (timeout 0) or interrupted.
+    #[inline]
+    pub fn wait(&self, block: bool) -> Option<u64> {
+        let mut events = [EpollEvent::empty()];
+        let timeout = if block { EpollTimeout::NONE } else { EpollTimeout::ZERO };
+        match self.epoll.wait(&mut events, timeout) {
+            Ok(1) => Some(events[0].data()),
+            _ => None,
+        }
+    }
+
+    /// Adds an accepted connection.
+    pub fn add(&self, fd: Fd) -> nix::Result<()> {
+        let generation = self.next_generation.fetch_add(1, Relaxed).max(1);
+        let conn = {
+            let mut slab = lock(&self.conns);
+            let index = match slab.free.pop() {
+                Some(i) => i,
+                None => {
+                    slab.entries.push((0, None));
+                    slab.entries.len() as u32 - 1
+                }
+            };
+            let conn = Arc::new(Conn::new(fd, (generation as u64) << 32 | index as u64));
+            slab.entries[index as usize] = (generation, Some(conn.clone()));
+            conn
+        };
+        let added = self.epoll.add(&conn.fd, EpollEvent::new(conn_flags(), conn.key));
+        if added.is_err() {
+            self.close(&conn);
+        }
+        added
+    }
+
+    /// The connection an event belongs to, unless it has been closed meanwhile.
+    #[inline]
+    pub fn conn(&self, key: u64) -> Option<Arc<Conn>> {
+        let slab = lock(&self.conns);
+        let (generation, conn) = slab.entries.get(key as u32 as usize)?;
+        if *generation == (key >> 32) as u32 { conn.clone() } else { None }
+    }
+
+    /// Waits for the next frame of a connection.
+    #[inline]
+    pub fn rearm(&self, conn: &Conn) {
+        let mut event = EpollEvent::new(conn_flags(), conn.key);
+        // Fails only when the connection has been closed by the sweep; then nobody waits for it.
+        let _ = self.epoll.modify(&conn.fd, &mut event);
+    }
+
+    /// Forgets and closes a connection. The peer sees the end at once, even if an object kept by the application still
+    /// holds the descriptor.
+    pub fn close(&self, conn: &Conn) {
+        let mut slab = lock(&self.conns);
+        let index = conn.key as u32;
+        if let Some((generation, entry)) = slab.entries.get_mut(index as usize) {
+            if *generation == (conn.key >> 32) as u32 && entry.take().is_some() {
+                slab.free.push(index);
+            }
+        }
+        drop(slab);
+        let _ = nix::sys::socket::shutdown(conn.fd.raw(), nix::sys::socket::Shutdown::Both);
+    }
+
+    /// Closes the connections idle for 60 s, the longest idle first, as long as more than twice the threads are open.
+    pub fn sweep(&self, now: Instant) {
+        let keep = 2 * self.plan.threads as usize;
+        let mut idle: Vec<(Instant, Arc<Conn>)> = {
+            let slab = lock(&self.conns);
+            let open = slab.entries.len() - slab.free.len();
+            if open <= keep {
+                return;
+            }
+            slab.entries.iter().filter_map(|(_, c)| c.clone()).filter_map(|c| Some((c.idle_since()?, c))).collect()
+        };
+        let open = idle.len();
+        idle.sort_by_key(|(since, _)| *since);
+        for (since, conn) in idle.into_iter().take(open.saturating_sub(keep)) {
+            if now.duration_since(since) >= Duration::from_secs(60) {
+                self.close(&conn);
+            }
+        }
+    }
+
+    // --- requests --------------------------------------------------------------------------------------------
+
+    /// Counts a request into the application.
+    pub fn enter(&self) {
+        self.inside.fetch_add(1, Relaxed);
+    }
+
+    /// Counts it out.
+    pub fn leave(&self) {
+        self.inside.fetch_sub(1, Relaxed);
+    }
+
+    /// Requests inside the application.
+    #[inline]
+    pub fn inside(&self) -> usize {
+        self.inside.load(Relaxed)
+    }
+
+    // --- exit ------------------------------------------------------------------------------------------------
+
+    /// Orders the end: new requests are sent back, the main thread runs the exit sequence, the control thread ends the
+    /// process after `timeout`. The first order counts; a later one may only shorten the time.
+    pub fn request_exit(&self, reason: &str, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        {
+            let mut exit = lock(&self.exit);
+            match exit.as_mut() {
+                Some(e) => e.deadline = e.deadline.min(deadline),
+                None => *exit = Some(Exit { reason: reason.into(), deadline }),
+            }
+        }
+        self.send_back();
+        self.wake(&self.wake_main);
+        self.wake(&self.wake_control);
+    }
+
+    /// From now on requests are not run but sent back.
+    pub fn send_back(&self) {
+        self.exiting.store(true, Relaxed);
+    }
+
+    /// Whether new requests are to be sent back.
+    #[inline]
+    pub fn exiting(&self) -> bool {
+        self.exiting.load(Relaxed)
+    }
+
+    /// The order to end, if there is one.
+    pub fn exit(&self) -> Option<Exit> {
+        lock(&self.exit).clone()
+    }
+
+    /// Wakes a thread; a full pipe means that it will wake anyway.
+    pub fn wake(&self, pipe: &(Fd, Fd)) {
+        let _ = nix::unistd::write(&pipe.0, &[0]);
+    }
+
+    // --- control messages ------------------------------------------------------------------------------------
+
+    /// Queues a message to the supervisor. Never blocks.
+    pub fn tell(&self, message: &FromWorker) {
+        let Ok(bytes) = control::encode(message) else { return };
+        let mut queue = lock(&self.queue);
+        let record = matches!(message, FromWorker::Log { .. });
+        if queue.closed || record && queue.bytes + bytes.len() > MAX_QUEUE {
+            queue.dropped += record as u32;
+            return;
+        }
+        queue.bytes += bytes.len();
+        queue.messages.push_back(bytes);
+        drop(queue);
+        self.wake(&self.wake_control);
+    }
+
+    /// Queues a log record that belongs to no request.
+    pub fn log(&self, level: Level, text: impl Into<String>) {
+        self.tell(&FromWorker::Log { level, text: text.into() });
+    }
+
+    /// The next message to send (control thread); after records had to be dropped, one that says how many.
+    pub fn next_message(&self) -> Option<Vec<u8>> {
+        let mut queue = lock(&self.queue);
+        let message = queue.messages.pop_front();
+        queue.in_flight = true;
+        if let Some(m) = &message {
+            queue.bytes -= m.len();
+        } else if queue.dropped > 0 {
+            let text = format!("MWR0429: {} log records were dropped, the supervisor does not keep up", queue.dropped);
+            queue.dropped = 0;
+            return control::encode(&FromWorker::Log { level: Level::Warn, text }).ok();
+        }
+        message
+    }
+
+    /// The control thread has sent what it held.
+    pub fn sent_all(&self) {
+        lock(&self.queue).in_flight = false;
+    }
+
+    /// Whether every message has been sent, or none can be.
+    pub fn queue_empty(&self) -> bool {
+        let queue = lock(&self.queue);
+        queue.closed || queue.messages.is_empty() && !queue.in_flight
+    }
+
+    /// The supervisor's end has gone.
+    pub fn close_queue(&self) {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        queue.messages.clear();
+        queue.bytes = 0;
+    }
+
+    /// Logs a peer's bad greeting or frame, at most one line a second.
+    pub fn log_hostile(&self, text: &str) {
+        let mut last = lock(&self.hostile);
+        let now = Instant::now();
+        if last.0.is_some_and(|t| now.duration_since(t) < Duration::from_secs(1)) {
+            last.1 += 1;
+            return;
+        }
+        let more = std::mem::take(&mut last.1);
+        last.0 = Some(now);
+        drop(last);
+        let suffix = if more > 0 { format!(" ({more} more since the last line)") } else { String::new() };
+        self.log(Level::Error, format!("{text}; connection closed{suffix}"));
+    }
+}
+
+fn conn_flags() -> EpollFlags {
+    EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT
+}
