@@ -1,0 +1,266 @@
+//! The life of a pool's workers: start, messages, ready, drain, death.
+
+use crate::channel;
+use crate::context::Context;
+use crate::held::describe;
+use crate::pool::{Ending, Pool};
+use crate::timer::seconds;
+use crate::worker::{Loaded, State, Worker, record_key, socket_name};
+use mod_wsgi_scoreboard::SlotState;
+use mod_wsgi_wire::control::{FromWorker, ToWorker};
+use mod_wsgi_wire::frame::Level;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// A ready worker that dies sooner than this after it became ready dies quickly.
+const QUICK: Duration = Duration::from_secs(2);
+/// Quick deaths in a row that are answered at once; further ones wait.
+const FREE_DEATHS: u32 = 2;
+
+impl Pool {
+    /// Starts a worker in a free slot. `false`: it cannot be done now.
+    pub(crate) fn start(&mut self, now: Instant, cx: &mut Context) -> bool {
+        let Some(slot) = self.free_slot() else { return false };
+        let generation = self.table.begin_slot(slot);
+        match Worker::spawn(self, slot, generation, cx, now) {
+            Ok(worker) => {
+                self.table.set_pid(slot, worker.process.pid as u32);
+                self.workers.insert(slot, worker);
+                true
+            }
+            Err(e) => {
+                self.table.set_slot(slot, generation, SlotState::Empty);
+                self.sockets.remove(&socket_name(slot, generation));
+                self.start_failed(now, cx, &format!("a worker of {} cannot be started: {e}", self.name()));
+                false
+            }
+        }
+    }
+
+    fn start_failed(&mut self, now: Instant, cx: &mut Context, what: &str) {
+        let wait = self.backoff.fail(now);
+        self.failing = self.ready() == 0 && self.foreign.is_empty();
+        let text = format!("MWR0305: {what}; trying again in {:.0} s", wait.as_secs_f64());
+        cx.log.event(Level::Error, &text);
+        self.last_exit = what.to_owned();
+    }
+
+    /// Reads a worker's control socket.
+    pub(crate) fn read_control(&mut self, slot: u16, now: Instant, cx: &mut Context) {
+        let Some(mut channel) = self.workers.get_mut(&slot).and_then(|w| w.control.take()) else { return };
+        let mut result = channel.flush().and_then(|()| channel.fill());
+        while result.is_ok() {
+            match channel.next::<FromWorker>() {
+                Ok(Some(message)) => self.message(slot, message, now, cx),
+                Ok(None) => break,
+                Err(e) => result = Err(e),
+            }
+        }
+        let Some(worker) = self.workers.get_mut(&slot) else { return };
+        match result {
+            Ok(()) => worker.control = Some(channel),
+            Err(e) => self.control_lost(slot, e, now, cx),
+        }
+    }
+
+    /// A worker without control connection cannot be drained: unless it is ending anyway, it is replaced.
+    fn control_lost(&mut self, slot: u16, e: channel::Error, now: Instant, cx: &mut Context) {
+        let name = self.name();
+        let Some(w) = self.workers.get_mut(&slot) else { return };
+        // Usually the process has ended, and its status comes within a moment.
+        if w.child.try_wait().ok().flatten().is_some() || matches!(w.state, State::Exiting { .. }) {
+            return;
+        }
+        if let channel::Error::Closed = e {
+            if w.state == State::Ready {
+                let text =
+                    format!("MWR0310: worker {} of {name} has closed its control connection; replaced", w.process.pid);
+                cx.log.event(Level::Error, &text);
+                self.drain(slot, now, "control connection lost");
+            }
+        } else {
+            let text = format!("MWR0310: worker {} of {name}: {e}; killed", w.process.pid);
+            cx.log.event(Level::Error, &text);
+            w.failed = Some(e.to_string());
+            w.kill();
+        }
+    }
+
+    fn message(&mut self, slot: u16, message: FromWorker, now: Instant, cx: &mut Context) {
+        let Some(w) = self.workers.get_mut(&slot) else { return };
+        let pid = w.process.pid as u32;
+        match message {
+            FromWorker::Log { level, text } => cx.log.line(level, pid, text.as_bytes(), false),
+            FromWorker::Loaded { script, callable, mtime, error } => {
+                let ok = error.is_none();
+                w.loaded.insert((script.clone(), callable.clone()), Loaded { mtime, error });
+                if ok {
+                    self.logged.remove(&script);
+                    self.dirty |= self.scripts.insert((script, callable));
+                }
+            }
+            FromWorker::Ready { python } => {
+                w.python = python;
+                self.worker_ready(slot, now, cx);
+            }
+            FromWorker::Touched { script, mtime } => self.touched(script, mtime, cx),
+        }
+    }
+
+    fn touched(&mut self, script: String, mtime: u64, cx: &mut Context) {
+        if self.touched.get(&script) == Some(&mtime) || !self.is_current() {
+            return;
+        }
+        let has_it = |w: &Worker| w.loaded.iter().any(|((s, _), l)| *s == script && l.mtime == mtime);
+        let known = self.workers.values().any(|w| w.epoch == self.epoch && has_it(w));
+        if !known {
+            cx.log.event(Level::Info, &format!("{} reloads: {script:?} has changed", self.name()));
+            self.new_epoch();
+        }
+        self.touched.insert(script, mtime);
+    }
+
+    fn worker_ready(&mut self, slot: u16, now: Instant, cx: &mut Context) {
+        let name = self.name();
+        let Some(w) = self.workers.get(&slot) else { return };
+        if !matches!(w.state, State::Starting { .. }) || w.failed.is_some() {
+            return;
+        }
+        let errors: Vec<_> = w.load_errors().map(|(k, e)| (k.clone(), e.to_owned())).collect();
+        let (pid, seconds) = (w.process.pid, now.duration_since(w.started).as_secs_f64());
+        let served = |key| {
+            let ok = |o: &Worker| o.loaded.get(key).is_some_and(|l| l.error.is_none());
+            self.workers.values().any(|o| o.slot != slot && o.state == State::Ready && ok(o))
+        };
+        if let Some(((script, _), error)) = errors.iter().find(|(key, _)| served(key)) {
+            let text =
+                format!("MWR0308: {name} is not reloaded, {script:?} cannot be loaded; the old code goes on: {error}");
+            cx.log.event(Level::Error, &text);
+            self.blocked = true;
+            self.exit(slot, now, "reload failed");
+            return;
+        }
+        for ((script, _), error) in errors {
+            if self.logged.get(&script) != Some(&error) {
+                let text = format!("MWR0307: {name}: {script:?} cannot be loaded: {error}");
+                cx.log.event(Level::Error, &text);
+                self.logged.insert(script, error);
+            }
+        }
+        if let Some(w) = self.workers.get_mut(&slot) {
+            w.state = State::Ready;
+            w.ready = Some(now);
+            w.tail.clear();
+            self.table.open_rows(slot, w.generation);
+            self.failing = false;
+            let text = format!("worker {pid} of {name} is ready after {seconds:.2} s (Python {})", w.python);
+            cx.log.event(Level::Info, &text);
+        }
+    }
+
+    /// No new request; the worker goes when its rows are closed.
+    pub(crate) fn drain(&mut self, slot: u16, now: Instant, reason: &str) {
+        let Some(w) = self.workers.get_mut(&slot) else { return };
+        w.reason = reason.to_owned();
+        w.send(&ToWorker::Drain);
+        w.state = State::Draining { until: now + w.graceful_timeout };
+        self.table.set_slot(slot, w.generation, SlotState::Draining);
+        if self.table.drain_rows(slot) == 0 {
+            w.exit(w.shutdown_timeout, now);
+        }
+    }
+
+    /// The worker is told to end without waiting for its requests.
+    pub(crate) fn exit(&mut self, slot: u16, now: Instant, reason: &str) {
+        let Some(w) = self.workers.get_mut(&slot) else { return };
+        w.reason = reason.to_owned();
+        self.table.set_slot(slot, w.generation, SlotState::Draining);
+        self.table.drain_rows(slot);
+        w.exit(w.shutdown_timeout, now);
+    }
+
+    /// Drains or stops all workers of a pool that ends.
+    pub(crate) fn end_workers(&mut self, how: Ending, now: Instant) {
+        let slots: Vec<u16> = self.workers.keys().copied().collect();
+        for slot in slots {
+            let Some(state) = self.workers.get(&slot).map(|w| w.state.clone()) else { continue };
+            match (state, how) {
+                (State::Starting { .. }, _) => self.exit(slot, now, "shutdown"),
+                (State::Ready, Ending::Graceful) => self.drain(slot, now, "shutdown"),
+                (State::Ready | State::Draining { .. }, Ending::Stop) => self.exit(slot, now, "shutdown"),
+                (State::Draining { .. }, Ending::Graceful) | (State::Exiting { .. }, _) => {}
+            }
+        }
+    }
+
+    /// Reaps workers that have ended.
+    pub(crate) fn reap(&mut self, now: Instant, cx: &mut Context) {
+        let slots: Vec<u16> = self.workers.keys().copied().collect();
+        for slot in slots {
+            let status = self.workers.get_mut(&slot).and_then(|w| w.child.try_wait().ok().flatten());
+            if let Some(status) = status {
+                self.table.set_slot(slot, self.workers[&slot].generation, SlotState::Dead);
+                // What it said before it died: a load error, its last lines.
+                self.read_control(slot, now, cx);
+                self.ended(slot, status, now, cx);
+            }
+        }
+    }
+
+    fn ended(&mut self, slot: u16, status: ExitStatus, now: Instant, cx: &mut Context) {
+        let Some(mut w) = self.workers.remove(&slot) else { return };
+        self.table.set_slot(slot, w.generation, SlotState::Dead);
+        w.read_outputs(cx);
+        for output in w.outputs.iter_mut().filter_map(Option::take) {
+            cx.keep_output(output);
+        }
+        self.sockets.remove(&socket_name(slot, w.generation));
+        self.burying.insert(slot, now);
+        cx.forget(&record_key(self.id, slot));
+        let (pid, how) = (w.process.pid, describe(status.code(), status.signal()));
+        let name = self.name();
+        match w.state {
+            State::Starting { .. } => {
+                let mut what = format!("worker {pid} of {name} could not start: ");
+                match &w.failed {
+                    Some(why) => what.push_str(why),
+                    None => what.push_str(&format!("it ended with {how}")),
+                }
+                let errors = w.load_errors().map(|((s, _), e)| format!("{s:?} cannot be loaded: {e}"));
+                let said: Vec<String> = w.tail.iter().cloned().chain(errors).collect();
+                if !said.is_empty() {
+                    what.push_str(&format!("; it said: {}", said.join(" | ")));
+                }
+                self.start_failed(now, cx, &what);
+            }
+            State::Ready => {
+                let lived = w.ready.map_or(Duration::ZERO, |r| now.duration_since(r));
+                self.quick_deaths = if lived < QUICK { self.quick_deaths + 1 } else { 0 };
+                let mut again = "a new one starts".to_owned();
+                if self.quick_deaths > FREE_DEATHS {
+                    let wait = self.backoff.fail(now);
+                    self.failing = self.ready() == 0;
+                    again = format!("a new one starts in {:.0} s", wait.as_secs_f64());
+                }
+                let requests = self.table.requests(slot);
+                let text = format!(
+                    "MWR0306: worker {pid} of {name} ended unexpectedly with {how} after {:.1} s and {requests} requests; {again}",
+                    lived.as_secs_f64()
+                );
+                cx.log.event(Level::Error, &text);
+                self.last_exit = how;
+            }
+            State::Draining { .. } | State::Exiting { .. } => {
+                let text = format!("worker {pid} of {name} has ended ({}): {how}", w.reason);
+                cx.log.event(Level::Info, &text);
+                self.last_exit = format!("{}: {how}", w.reason);
+            }
+        }
+    }
+
+    /// How long the end of this pool may take at most.
+    pub(crate) fn longest_end(&self) -> Duration {
+        seconds(self.group.graceful_timeout) + seconds(self.group.shutdown_timeout) + Duration::from_secs(1)
+    }
+}

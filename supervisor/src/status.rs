@@ -1,0 +1,58 @@
+//! The answer to `mod-wsgi-rs ctl status`, as JSON. No secrets and no environment values.
+
+use crate::master::Leaving;
+use crate::pool::Pool;
+use crate::supervise::Supervisor;
+use crate::worker::Worker;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// Everything the supervisor knows about servers, pools and workers.
+pub fn status(s: &Supervisor, now: Instant) -> Value {
+    let masters: Vec<Value> = s
+        .masters
+        .values()
+        .map(|m| {
+            let clients = s.clients.values().filter(|c| c.master == m.watched.process).count();
+            let state = match m.leaving {
+                None => "serving",
+                Some(Leaving::Stop) => "stopping",
+                Some(Leaving::Gone { .. }) => "gone",
+            };
+            json!({
+                "pid": m.watched.process.pid, "generation": m.generation, "state": state, "clients": clients,
+                "server_uid": m.config.server_uid,
+            })
+        })
+        .collect();
+    let pools: Vec<Value> = s.pools.values().map(|p| pool(p, now)).collect();
+    json!({ "pid": std::process::id(), "keeper": s.cx.keeper.is_some(), "masters": masters, "pools": pools })
+}
+
+fn pool(p: &Pool, now: Instant) -> Value {
+    let shape = p.table.shape();
+    let mut workers: Vec<Value> = p.workers.values().map(|w| worker(p, w, now)).collect();
+    workers.extend(p.foreign.iter().map(|(slot, f)| {
+        let (sent, running) = p.table.count_rows(*slot);
+        json!({
+            "slot": slot, "generation": f.generation, "pid": f.process.pid, "state": f.state_name(), "former": true,
+            "requests": p.table.requests(*slot), "sent": sent, "running": running,
+        })
+    }));
+    json!({
+        "group": p.group.name, "application": p.application, "master": p.master.pid, "state": p.state_name(),
+        "slots": shape.slots, "threads": shape.threads, "rows": shape.rows,
+        "target": p.target, "epoch": p.epoch, "failures": p.backoff.failures(), "last_exit": p.last_exit,
+        "blocked": p.blocked, "burying": p.burying.len(), "workers": workers,
+    })
+}
+
+fn worker(p: &Pool, w: &Worker, now: Instant) -> Value {
+    let (sent, running) = p.table.count_rows(w.slot);
+    json!({
+        "slot": w.slot, "generation": w.generation, "pid": w.process.pid, "state": w.state.name(), "former": false,
+        "epoch": w.epoch, "age": now.duration_since(w.started).as_secs_f64(), "python": w.python,
+        "requests": p.table.requests(w.slot), "sent": sent, "running": running,
+        "load_set": w.load_set.len(), "loaded": w.loaded.len(),
+    })
+}

@@ -1,0 +1,250 @@
+//! Keeper, supervisor and workers as real processes, with a small script in the place of Python. The test process plays
+//! the server's parent and its children. Everything started here is ended again, also when a test fails.
+
+use mod_wsgi_scoreboard::{Shape, Table};
+use mod_wsgi_supervisor::channel::Channel;
+use mod_wsgi_wire::control::{Config, FromSupervisor, Group, Preload, RefusedReason, Secret, ToSupervisor};
+use mod_wsgi_wire::frame::Level;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getegid, geteuid};
+use serde_json::Value;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+struct House {
+    dir: PathBuf,
+    master: Option<Channel>,
+    secret: u8,
+}
+
+/// Asks until the answer is `Some`, within the patience.
+fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(x) = ask() {
+            return x;
+        }
+        assert!(Instant::now() < end, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_running(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat[stat.rfind(')').unwrap()..].starts_with(") Z")
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+impl House {
+    fn new(name: &str) -> House {
+        let dir = std::env::temp_dir().join(format!("mwr-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("worker")).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(dir.join("worker/bootstrap.py"), "").unwrap();
+        std::fs::write(dir.join("app.py"), "application = 1\n").unwrap();
+        std::fs::write(dir.join("error.log"), "").unwrap();
+        // A copy: an executable that is open for writing elsewhere cannot be run.
+        std::fs::write(dir.join("python"), include_str!("support/fake_python")).unwrap();
+        std::fs::set_permissions(dir.join("python"), PermissionsExt::from_mode(0o755)).unwrap();
+        House { dir, master: None, secret: 1 }
+    }
+
+    fn log_file(&self) -> File {
+        File::options().append(true).open(self.dir.join("error.log")).unwrap()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("error.log")).unwrap()
+    }
+
+    fn start(&self) -> i32 {
+        let exe = std::env::current_exe().unwrap();
+        let host = exe.parent().unwrap().parent().unwrap().join("examples/host");
+        let mut command = Command::new(host);
+        command.arg("start-keeper").arg("--run-directory").arg(self.dir.join("run"));
+        command.args(["--server-uid", &geteuid().to_string(), "--server-gid", &getegid().to_string()]);
+        command.env("MOD_WSGI_RS_WORKER_DIR", self.dir.join("worker")).process_group(0);
+        let status = command.stdin(Stdio::null()).stderr(self.log_file()).status().unwrap();
+        status.code().unwrap()
+    }
+
+    fn connect(&self) -> Channel {
+        Channel::new(UnixStream::connect(self.dir.join("run/ctl.sock")).unwrap()).unwrap()
+    }
+
+    fn group(&self) -> Group {
+        let (uid, gid) = if geteuid().is_root() { (65534, 65534) } else { (geteuid().as_raw(), getegid().as_raw()) };
+        Group {
+            name: "blog".into(),
+            processes: 1,
+            threads: 2,
+            queue_limit: 4,
+            multiprocess: false,
+            uid,
+            gid,
+            groups: vec![],
+            user_name: "nobody".into(),
+            user_home: "/".into(),
+            python: self.dir.join("python").to_str().unwrap().into(),
+            python_path: vec![],
+            home: self.dir.to_str().unwrap().into(),
+            umask: None,
+            lang: String::new(),
+            locale: String::new(),
+            display_name: String::new(),
+            env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
+            no_new_privileges: true,
+            startup_timeout: 10.0,
+            graceful_timeout: 2.0,
+            shutdown_timeout: 2.0,
+            application_idle: 600.0,
+            maximum_application_groups: 2,
+        }
+    }
+
+    fn secret(&self) -> Secret {
+        Secret::from_bytes(&[self.secret; 16])
+    }
+
+    fn configure(&mut self, groups: Vec<Group>) {
+        self.secret += 1;
+        let script = self.dir.join("app.py").to_str().unwrap().to_owned();
+        let preload = Preload { group: "blog".into(), application: "".into(), script, callable: "application".into() };
+        let config = Config {
+            secret: self.secret(),
+            server_uid: geteuid().as_raw(),
+            server_gid: getegid().as_raw(),
+            roll_all: true,
+            groups,
+            preload: vec![preload],
+            log_level: Level::Info,
+        };
+        let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(config) };
+        let mut channel = self.connect();
+        channel.send(&message, &[self.log_file().as_fd()]).unwrap();
+        assert!(matches!(receive(&mut channel), Some(FromSupervisor::Accepted)));
+        self.master = Some(channel);
+    }
+
+    fn ask(&self, message: &ToSupervisor) -> (Option<FromSupervisor>, Channel) {
+        let mut channel = self.connect();
+        channel.send(message, &[]).unwrap();
+        (receive(&mut channel), channel)
+    }
+
+    fn status(&self) -> Value {
+        match self.ask(&ToSupervisor::Status).0 {
+            Some(FromSupervisor::Status { status }) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Workers of all pools in that state: (pid, slot, former).
+    fn workers(&self, state: &str) -> Vec<(i32, u64, bool)> {
+        let status = self.status();
+        let pools = status["pools"].as_array().unwrap();
+        let all = pools.iter().flat_map(|p| p["workers"].as_array().unwrap());
+        let fits = all.filter(|w| w["state"] == state);
+        fits.map(|w| (w["pid"].as_i64().unwrap() as i32, w["slot"].as_u64().unwrap(), w["former"] == true)).collect()
+    }
+
+    fn one_ready(&self, but: i32) -> i32 {
+        until("one ready worker", || match self.workers("ready")[..] {
+            [(pid, _, false)] if pid != but => Some(pid),
+            _ => None,
+        })
+    }
+
+    fn table(&self, application: &str) -> Result<(Table, Secret, OwnedFd), RefusedReason> {
+        let (secret, group) = (self.secret(), "blog".to_owned());
+        let (answer, mut channel) = self.ask(&ToSupervisor::Table { secret, group, application: application.into() });
+        match answer {
+            Some(FromSupervisor::Table { token, slots, threads, rows }) => {
+                let (memfd, dir) = (channel.take_fd().unwrap(), channel.take_fd().unwrap());
+                Ok((Table::open(memfd, Shape { slots, threads, rows }).unwrap(), token, dir))
+            }
+            Some(FromSupervisor::Refused { reason, .. }) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Stops as a server's parent does, and waits until supervisor and keeper have gone.
+    fn stop(&mut self) {
+        let supervisor = self.status()["pid"].as_i64().unwrap() as i32;
+        let keeper = parent_of(supervisor).unwrap();
+        let mut pids: Vec<i32> = self.workers("ready").iter().map(|w| w.0).collect();
+        pids.extend([supervisor, keeper]);
+        let (answer, _channel) = self.ask(&ToSupervisor::Stop);
+        assert!(matches!(answer, Some(FromSupervisor::Stopped)), "{answer:?}");
+        until("everything has ended", || pids.iter().all(|p| !is_running(*p)).then_some(()));
+        assert!(!self.dir.join("run/ctl.sock").exists());
+        assert_eq!(std::fs::read_dir(self.dir.join("run/w")).unwrap().count(), 0);
+        self.master = None;
+    }
+}
+
+fn receive(channel: &mut Channel) -> Option<FromSupervisor> {
+    let mut answer = None;
+    until("an answer", || {
+        channel.fill().unwrap();
+        match channel.next() {
+            Ok(Some(m)) => {
+                answer = Some(m);
+                Some(())
+            }
+            Ok(None) => None,
+            Err(_) => Some(()),
+        }
+    });
+    answer
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let ctl = self.dir.join("run/ctl.sock");
+        if ctl.exists() && std::thread::panicking() {
+            eprintln!("--- error log\n{}", self.log());
+            if let Some(FromSupervisor::Status { status }) = self.ask(&ToSupervisor::Status).0 {
+                let supervisor = status["pid"].as_i64().unwrap() as i32;
+                eprintln!("--- status\n{status:#}");
+                let keeper = parent_of(supervisor).unwrap_or(0);
+                let _ = kill(Pid::from_raw(supervisor), Signal::SIGTERM);
+                let end = Instant::now() + PATIENCE;
+                while keeper > 1 && is_running(keeper) && Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[test]
+fn a_worker_starts_serves_its_table_and_stops_with_the_server() {
+    let mut h = House::new("start");
+    assert_eq!(h.start(), 0);
+    assert_eq!(h.start(), 0, "a second start finds the keeper");
+    let group = h.group();
+    h.configure(vec![group]);
+    let pid = h.one_ready(0);
+    let (table, token, _dir) = h.table("").unwrap();
+    assert_eq!(table.slot(0).1, mod_wsgi_scoreboard::SlotState::Ready);
+    assert_eq!((table.pid(0) as i32, table.shape().threads), (pid, 2));
+    assert!(token.bytes().is_some());
+    let log = h.log();
+    assert!(log.contains(&format!("[wsgi:warn] [pid {pid}] started\\x1b in {}", h.dir.display())), "{log}");
+    h.stop();
+}
