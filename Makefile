@@ -1,0 +1,91 @@
+# Two commands are all one needs: `make run` and `make test`. The others: see `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+PORT ?= 8000
+
+# Which build: release (what `make run` and `make install` use) or dev (quick to build).
+PROFILE ?= release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+OUT := $(TARGET)/$(PROFILE_DIR)
+# The worker's extension needs no Python to build: it uses the stable ABI and links to no libpython.
+WORKER_ENV := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1
+PYTEST := build/venv/bin/python -m pytest
+PYTEST_ARGS ?=
+
+.PHONY: help run build dev install test test-all test-rust test-python lint docs bench clean
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+run: ## Build, then serve examples/hello/app.wsgi on http://localhost:8000 until Ctrl-C
+	@scripts/setup.sh run
+	$(MAKE) build
+	exec $(OUT)/mod-wsgi-rs express examples/hello/app.wsgi --port $(PORT)
+
+build: ## Build module, binary and worker files into target/release
+	@scripts/setup.sh build
+	$(CARGO) build --locked --profile $(PROFILE) -p mod-wsgi-rs -p mod-wsgi-express
+	$(WORKER_ENV) $(CARGO) build --locked --profile $(PROFILE) -p mod-wsgi-worker
+	scripts/worker-files.sh $(OUT)/libmod_wsgi_worker.so $(OUT)/worker
+
+dev: ## The same without optimisation, into target/debug
+	@$(MAKE) build PROFILE=dev
+
+install: ## Install below PREFIX (/usr/local); DESTDIR for packages
+	@test -f $(OUT)/worker/bootstrap.py || { echo "run 'make build' first" >&2; exit 1; }
+	lib=$(DESTDIR)$(PREFIX)/lib/mod-wsgi-rs
+	install -d "$$lib" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 $(OUT)/mod-wsgi-rs "$$lib/mod-wsgi-rs"
+	install -m 755 $(OUT)/libmod_wsgi_rs.so "$$lib/mod_wsgi_rs.so"
+	scripts/worker-files.sh $(OUT)/libmod_wsgi_worker.so "$$lib/worker"
+	ln -sfn ../lib/mod-wsgi-rs/mod-wsgi-rs "$(DESTDIR)$(PREFIX)/bin/mod-wsgi-rs"
+	echo "Installed. Apache loads the module with:"
+	echo "    LoadModule wsgi_module $(PREFIX)/lib/mod-wsgi-rs/mod_wsgi_rs.so"
+
+test: ## Lint and run all tests
+	@scripts/setup.sh test
+	$(MAKE) lint
+	$(MAKE) test-rust
+	$(MAKE) build
+	$(MAKE) test-python
+
+test-all: ## make test, then the long suites
+	@$(MAKE) test
+	$(MAKE) test-python PYTEST_ARGS="-m long"
+
+test-rust: ## Rust tests alone
+	@$(CARGO) test --locked
+
+test-python: ## End-to-end tests alone, against the build in target/
+	@scripts/venv.sh
+	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) tests
+
+lint: ## Formatting, clippy, ruff, licences and sources of dependencies
+	@scripts/venv.sh
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --exclude mod-wsgi-worker --all-targets -- -D warnings
+	$(WORKER_ENV) $(CARGO) clippy --locked -p mod-wsgi-worker -- -D warnings
+	build/venv/bin/ruff check .
+	build/venv/bin/ruff format --check .
+	$(CARGO) metadata --locked --format-version 1 | python3 scripts/check_licenses.py
+
+docs: ## Write the generated pages of docs/
+	@MWR_WRITE_DOCS=1 $(CARGO) test --locked -q -p mod-wsgi-core -p mod-wsgi-express document
+
+bench: ## Compare with other servers; writes docs/benchmarks.md
+	@scripts/setup.sh bench
+	$(MAKE) build
+	scripts/bench.sh
+
+clean: ## Remove everything that was built
+	@$(CARGO) clean
+	rm -rf build
