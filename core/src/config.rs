@@ -66,7 +66,8 @@ impl DirConfig {
     /// `inner` stands within `self`.
     pub fn merged(&self, inner: &DirConfig) -> DirConfig {
         // Both sides without `..`: a new field cannot be forgotten.
-        let DirConfig { process_group, application_group, callable_object, pass_authorization, script_reloading } = inner;
+        let DirConfig { process_group, application_group, callable_object, pass_authorization, script_reloading } =
+            inner;
         DirConfig {
             process_group: process_group.clone().or_else(|| self.process_group.clone()),
             application_group: application_group.clone().or_else(|| self.application_group.clone()),
@@ -113,8 +114,8 @@ impl Alias {
 
 /// Where the rest of `uri` begins when it lies below `prefix`: runs of slashes count as one, and a prefix without a
 /// final slash ends at a path segment (as Alias of httpd does).
-pub fn match_prefix(uri: &str, prefix: &str) -> Option<usize> {
-    let (u, p) = (uri.as_bytes(), prefix.as_bytes());
+pub fn match_prefix(uri: &[u8], prefix: &str) -> Option<usize> {
+    let (u, p) = (uri, prefix.as_bytes());
     let (mut i, mut j) = (0, 0);
     while j < p.len() {
         if p[j] == b'/' {
@@ -447,16 +448,17 @@ mod tests {
 
     #[test]
     fn prefixes_match_as_alias_does() {
-        assert_eq!(match_prefix("/app/x", "/app"), Some(4));
-        assert_eq!(match_prefix("/application", "/app"), None);
-        assert_eq!(match_prefix("//app///x", "/app/"), Some(8));
-        assert_eq!(match_prefix("/", "/"), Some(1));
-        assert_eq!(match_prefix("/app", "/app/"), None);
+        assert_eq!(match_prefix(b"/app/x", "/app"), Some(4));
+        assert_eq!(match_prefix(b"/application", "/app"), None);
+        assert_eq!(match_prefix(b"//app///x", "/app/"), Some(8));
+        assert_eq!(match_prefix(b"/", "/"), Some(1));
+        assert_eq!(match_prefix(b"/app", "/app/"), None);
     }
 
     #[test]
     fn the_inner_place_wins_field_by_field() {
-        let outer = DirConfig { process_group: Some(Selector::Global), pass_authorization: Some(true), ..Default::default() };
+        let outer =
+            DirConfig { process_group: Some(Selector::Global), pass_authorization: Some(true), ..Default::default() };
         let inner = DirConfig { process_group: Some(Selector::Literal("x".into())), ..Default::default() };
         let m = outer.merged(&inner);
         assert_eq!((m.process_group, m.pass_authorization), (Some(Selector::Literal("x".into())), Some(true)));
@@ -475,7 +477,8 @@ mod tests {
 
     #[test]
     fn the_environment_is_inherited_less_the_denied() {
-        let s = around(&[("A", "1"), ("APACHE_RUN_DIR", "x"), ("LISTEN_FDS", "1"), ("PYTHONHOME", "/x"), ("PATH", "/bin")]);
+        let s =
+            around(&[("A", "1"), ("APACHE_RUN_DIR", "x"), ("LISTEN_FDS", "1"), ("PYTHONHOME", "/x"), ("PATH", "/bin")]);
         let o = GroupOptions { env: [("A".into(), "2".into())].into(), ..Default::default() };
         let e = environment(&o, &s, "u", "/h").unwrap();
         let want = [("A", "2"), ("HOME", "/h"), ("LOGNAME", "u"), ("PATH", "/bin"), ("USER", "u")];
@@ -496,7 +499,10 @@ mod tests {
     #[test]
     fn root_is_refused_and_the_queue_is_capped() {
         let mut s = around(&[]);
-        assert_eq!(resolve(&GroupOptions { python: Some("/p".into()), ..Default::default() }, &s).unwrap().queue_limit, 32);
+        assert_eq!(
+            resolve(&GroupOptions { python: Some("/p".into()), ..Default::default() }, &s).unwrap().queue_limit,
+            32
+        );
         s.server_uid = 0;
         let e = resolve(&GroupOptions { name: "x".into(), python: Some("/p".into()), ..Default::default() }, &s);
         assert!(e.unwrap_err().to_string().contains("as root"));

@@ -2,6 +2,7 @@
 
 use crate::config::{Alias, DirConfig, Pattern, Selector, ServerConfig};
 use crate::options;
+use std::ffi::CStr;
 
 /// Where a directive may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub enum Effect {
 /// One directive: everything that is said about it anywhere.
 pub struct Directive {
     pub name: &'static str,
+    /// Name and help for a server's command table, which wants C strings.
+    pub c_name: &'static CStr,
+    pub c_help: &'static CStr,
     pub syntax: &'static str,
     pub default: &'static str,
     pub context: Context,
@@ -50,6 +54,13 @@ pub struct Target<'a> {
     pub dir: &'a mut DirConfig,
     /// Compiles a regular expression with the server's own engine and gives the handle to store.
     pub compile: &'a mut dyn FnMut(&str) -> Result<usize, String>,
+}
+
+const fn c_string(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(c) => c,
+        Err(_) => panic!("a NUL byte inside a name"),
+    }
 }
 
 fn one(words: &[String]) -> Result<&str, String> {
@@ -103,7 +114,7 @@ macro_rules! directives {
     ($($name:literal $syntax:literal $default:literal $context:ident $effect:ident $help:literal $set:expr;)*) => {
         /// Every directive, in the order of the documentation.
         pub const TABLE: &[Directive] = &[$(Directive {
-            name: $name, syntax: $syntax, default: $default, context: Context::$context, effect: Effect::$effect,
+            name: $name, c_name: c_string(concat!($name, "\0")), c_help: c_string(concat!($syntax, "\0")), syntax: $syntax, default: $default, context: Context::$context, effect: Effect::$effect,
             help: $help, set: $set,
         }),*];
     };
@@ -255,7 +266,10 @@ mod tests {
 
     #[test]
     fn errors_name_the_directive() {
-        assert_eq!(run("WSGIPassAuthorization", "maybe").unwrap_err(), "WSGIPassAuthorization: 'maybe' must be On or Off");
+        assert_eq!(
+            run("WSGIPassAuthorization", "maybe").unwrap_err(),
+            "WSGIPassAuthorization: 'maybe' must be On or Off"
+        );
         assert!(run("WSGIScriptAlias", "/ /a x=y").unwrap_err().contains("unknown option 'x'"));
         assert!(run("WSGIDaemonProcess", "x threads=no").unwrap_err().starts_with("WSGIDaemonProcess x: threads='no'"));
         assert!(run("WSGIProcessGroup", "%{NOPE}").unwrap_err().contains("%{NOPE}"));

@@ -33,6 +33,8 @@ pub enum RequestError {
     Refused(String),
     #[error("response of the application: {0}")]
     BadResponse(#[from] crate::response::ResponseError),
+    #[error("{0}; the connection was aborted")]
+    Shortfall(crate::response::Shortfall),
     #[error("application failed ({0:?})")]
     Aborted(AbortReason),
     #[error("client has gone")]
@@ -74,6 +76,7 @@ impl RequestError {
             Supervisor(_) => later("MWR0210"),
             Refused(_) => v(500, Level::Error, "MWR0211"),
             BadResponse(_) => v(500, Level::Error, "MWR0212"),
+            Shortfall(_) => v(500, Level::Error, "MWR0216"),
             // The worker has logged the traceback, tied to this request.
             Aborted(AbortReason::Timeout) => v(504, Level::Info, ""),
             Aborted(_) => v(500, Level::Info, ""),

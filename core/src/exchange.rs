@@ -202,7 +202,8 @@ fn take_row(
             // Set again each time: an idle pool may have looked just before the last worker ended.
             _ => pool.table.set_wanted(),
         }
-        let limit = pool.limits.queue_timeout.map_or(pool.limits.startup_timeout, |q| q.min(pool.limits.startup_timeout));
+        let limit =
+            pool.limits.queue_timeout.map_or(pool.limits.startup_timeout, |q| q.min(pool.limits.startup_timeout));
         if started.elapsed() >= limit {
             return Err(RequestError::NotReady { group: pool.label(), seconds: limit.as_secs() });
         }
@@ -358,6 +359,20 @@ impl Exchange {
             }
         }
         self.event(inbox)
+    }
+
+    /// The next thing after END: `close()` runs on whatever the client does.
+    pub fn next_after_end<'e>(&mut self, inbox: &'e mut Inbox) -> Result<Event<'e>, RequestError> {
+        struct Nobody;
+        impl ClientWatch for Nobody {
+            fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+                None
+            }
+            fn has_left(&self) -> bool {
+                false
+            }
+        }
+        self.next(&Nobody, inbox, true)
     }
 
     fn event<'e>(&mut self, inbox: &'e mut Inbox) -> Result<Event<'e>, RequestError> {

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn what_could_forge_is_dropped() {
-        for n in ["", "X_Real_IP", "Proxy", "pROXY", "Content-Length", "content-type", "X Y", "X\0", "a:b", "X-\u{e9}"] {
+        for n in ["", "X_Real_IP", "Proxy", "pROXY", "Content-Length", "content-type", "X Y", "X\0", "a:b", "X-\u{e9}"]
+        {
             assert_eq!(incoming(n.as_bytes()), Incoming::Dropped, "{n:?}");
         }
         assert_eq!(incoming(b"X-Anything"), Incoming::Named);

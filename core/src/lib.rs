@@ -16,3 +16,4 @@ pub mod link;
 pub mod options;
 pub mod pool;
 pub mod response;
+pub mod spool;

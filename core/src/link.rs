@@ -154,10 +154,7 @@ impl Link {
     fn register(&self, limit: Duration) -> Result<ControlStream, LinkError> {
         let mut stream = ControlStream::connect(self.dir.as_fd())?;
         let had = self.client.load(SeqCst);
-        stream.send(
-            &ToSupervisor::Register { secret: self.secret.clone(), client: (had != 0).then_some(had) },
-            &[],
-        )?;
+        stream.send(&ToSupervisor::Register { secret: self.secret.clone(), client: (had != 0).then_some(had) }, &[])?;
         match stream.receive(Some(limit))?.0 {
             FromSupervisor::Registered { client } => {
                 self.client.store(client, SeqCst);

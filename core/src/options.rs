@@ -258,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_group_is_read() {
-        let o = parse_text("blog processes=2 threads=5 umask=0027 env=A=b=c python-path=/a:/b display-name=%{GROUP}").unwrap();
+        let o = parse_text("blog processes=2 threads=5 umask=0027 env=A=b=c python-path=/a:/b display-name=%{GROUP}")
+            .unwrap();
         assert_eq!((o.name.as_str(), o.processes, o.threads, o.umask), ("blog", Some(2), Some(5), Some(0o027)));
         assert_eq!(o.env["A"], "b=c");
         assert_eq!(o.python_path, ["/a", "/b"]);

@@ -1,0 +1,367 @@
+//! The content handler: checks what is asked for, builds the REQUEST, gives it to a worker, sends the answer.
+
+mod reply;
+mod upload;
+
+use crate::config;
+use crate::log::{self, Severity};
+use crate::request::Request;
+use crate::runtime::Runtime;
+use crate::sys;
+use mod_wsgi_core::config::{DirConfig, Selector};
+use mod_wsgi_core::conn::Inbox;
+use mod_wsgi_core::environ::{add_header, collapse_slashes, is_hidden, is_https};
+use mod_wsgi_core::error::RequestError;
+use mod_wsgi_core::exchange::{self, Outgoing};
+use mod_wsgi_core::pool::Limits;
+use mod_wsgi_wire::encode::{Body, RequestBuilder};
+use mod_wsgi_wire::keys;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::ffi::c_int;
+use std::os::fd::AsFd;
+
+const OK: c_int = sys::OK as c_int;
+const HTTP_FORBIDDEN: c_int = sys::HTTP_FORBIDDEN as c_int;
+const HTTP_NOT_FOUND: c_int = sys::HTTP_NOT_FOUND as c_int;
+/// Largest buffer a thread keeps from one request to the next.
+const KEPT: usize = 128 * 1024;
+
+/// Buffers of a serving thread, reused from request to request.
+#[derive(Default)]
+struct Scratch {
+    frame: Vec<u8>,
+    inbox: Inbox,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Where a request goes: everything configuration says about it.
+struct Route<'r> {
+    group: Cow<'r, str>,
+    application: String,
+    /// What mod_wsgi would call the application group, for the environ.
+    shown_application: Cow<'r, str>,
+    callable: Cow<'r, str>,
+    limits: &'r Limits,
+    pass_authorization: bool,
+    reloading: bool,
+}
+
+/// Serves a request whose handler is ours.
+pub fn handle(r: Request<'_>) -> c_int {
+    match r.handler() {
+        Some(b"wsgi-script" | b"application/x-httpd-wsgi") => {}
+        _ => return sys::DECLINED,
+    }
+    if let Err(status) = check_target(&r) {
+        return status;
+    }
+    let Some(runtime) = config::host(&r).and_then(config::Host::runtime) else {
+        log::request(&r, Severity::Error, "MWR0210: supervisor cannot be reached: it was not started");
+        return sys::HTTP_SERVICE_UNAVAILABLE as c_int;
+    };
+    // A handler that is entered again on the same thread (an internal sub-request) gets buffers of its own.
+    SCRATCH.with(|s| match s.try_borrow_mut() {
+        Ok(mut scratch) => serve(r, runtime, &mut scratch),
+        Err(_) => serve(r, runtime, &mut Scratch::default()),
+    })
+}
+
+/// The same answers as mod_wsgi for what is no script.
+fn check_target(r: &Request<'_>) -> Result<(), c_int> {
+    let name = || String::from_utf8_lossy(r.filename()).into_owned();
+    let fail = |status, code: &str, text: &str| {
+        log::request(r, Severity::Error, &format!("{code}: {text}: {}", name()));
+        Err(status)
+    };
+    let aliased = r.notes().get(c"alias-forced-type") == Some(b"wsgi-script");
+    if !aliased && !r.may_execute() {
+        return fail(HTTP_FORBIDDEN, "MWR0220", "Options ExecCGI is off in this directory");
+    }
+    if !r.exists() {
+        return fail(HTTP_NOT_FOUND, "MWR0221", "target WSGI script not found or unable to stat");
+    }
+    if r.is_dir() {
+        return fail(HTTP_FORBIDDEN, "MWR0222", "attempt to invoke directory as WSGI application");
+    }
+    if !r.is_file() {
+        return fail(HTTP_FORBIDDEN, "MWR0223", "target WSGI script is not a regular file");
+    }
+    if r.rejects_path_info() && !r.path_info().is_empty() {
+        return fail(HTTP_NOT_FOUND, "MWR0224", "AcceptPathInfo is off and the URL goes on after the script");
+    }
+    Ok(())
+}
+
+fn serve(r: Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> c_int {
+    let answered = run(&r, runtime, scratch);
+    scratch.inbox.clear();
+    if scratch.frame.capacity() > KEPT {
+        scratch.frame = Vec::new();
+    }
+    match answered {
+        Ok(status) => status,
+        Err(e) => refuse(&r, &e),
+    }
+}
+
+/// Logs a failure and gives the status httpd shall answer with.
+fn refuse(r: &Request<'_>, e: &RequestError) -> c_int {
+    let verdict = e.verdict();
+    if !verdict.code.is_empty() {
+        log::request(r, Severity::Error, &format!("{}: {e}", verdict.code));
+    }
+    if let Some(seconds) = verdict.retry_after {
+        r.err_headers_out().set(c"Retry-After", seconds.to_string().as_bytes());
+    }
+    if verdict.status == 0 {
+        r.mark_aborted();
+        return OK;
+    }
+    c_int::from(verdict.status)
+}
+
+fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_int, RequestError> {
+    let route = route(r, runtime)?;
+    let unregistered = || RequestError::Supervisor("this server process has no link".to_owned());
+    let link = runtime.link().ok_or_else(unregistered)?;
+    let body = match upload::announced(r) {
+        Err(status) => return Ok(c_int::from(status)),
+        Ok(None) => upload::Received::Nothing,
+        Ok(Some(expected)) => {
+            // Refused before a byte of the body is read, or 100 Continue is sent.
+            let pool = link.pool(&route.group, &route.application, route.limits)?;
+            if !pool.has_room() {
+                r.close_after();
+                return Err(RequestError::QueueFull(pool.label()));
+            }
+            match upload::read(r, expected) {
+                Ok(Ok(body)) => body,
+                Ok(Err(e)) => return Err(RequestError::Spool(e)),
+                Err(0) => return Err(RequestError::ClientGone),
+                Err(status) => return Ok(c_int::from(status)),
+            }
+        }
+    };
+    scratch.frame.clear();
+    build(r, &route, &body, &mut scratch.frame)?;
+    let file = match &body {
+        upload::Received::Inline(bytes) => {
+            scratch.frame.extend_from_slice(bytes);
+            None
+        }
+        upload::Received::File(fd, _) => Some(fd.as_fd()),
+        upload::Received::Nothing => None,
+    };
+    let mut out = Outgoing { frame: &mut scratch.frame, body: file };
+    let key = (&*route.group, &*route.application);
+    let x = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox)?;
+    reply::send(r, x, &mut scratch.inbox)
+}
+
+fn select<'r>(r: &Request<'r>, s: &Selector, env_only_literal: impl Fn(&Selector) -> Cow<'r, str>) -> Cow<'r, str> {
+    match s {
+        Selector::Env(name) => variable(r, name).map_or(Cow::Borrowed(""), |v| Cow::Owned(v.trim().to_owned())),
+        other => env_only_literal(other),
+    }
+}
+
+/// `%{ENV:name}`: a note of the request, its variables, the server's environment.
+fn variable(r: &Request<'_>, name: &str) -> Option<String> {
+    let c = std::ffi::CString::new(name).ok()?;
+    let found = r.notes().get(&c).or_else(|| r.subprocess_env().get(&c));
+    found.map(|v| String::from_utf8_lossy(v).into_owned()).or_else(|| std::env::var(name).ok())
+}
+
+fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, RequestError> {
+    let place = config::dir(r);
+    let alias = config::alias(r);
+    fn field<'r, T>(
+        alias: Option<&'r DirConfig>,
+        place: Option<&'r DirConfig>,
+        get: impl Fn(&'r DirConfig) -> Option<T>,
+    ) -> Option<T> {
+        alias.and_then(&get).or_else(|| place.and_then(&get))
+    }
+    let named = |s: &Selector| match s {
+        Selector::Literal(n) => Cow::Owned(n.clone()),
+        Selector::Server => Cow::Owned(String::from_utf8_lossy(r.server_hostname().unwrap_or_default()).into_owned()),
+        Selector::Host => Cow::Owned(String::from_utf8_lossy(r.hostname().unwrap_or_default()).into_owned()),
+        _ => Cow::Borrowed(""),
+    };
+    let group = match field(alias, place, |d| d.process_group.as_ref()) {
+        None | Some(Selector::Global) => Cow::Borrowed(""),
+        Some(Selector::Literal(n)) => Cow::Borrowed(n.as_str()),
+        Some(s) => match select(r, s, named) {
+            g if g == "%{GLOBAL}" => Cow::Borrowed(""),
+            g => g,
+        },
+    };
+    let host = config::host(r);
+    if group.is_empty() && host.is_some_and(|h| h.settings.restrict_embedded == Some(true)) {
+        return Err(RequestError::Refused(
+            "WSGIRestrictEmbedded is On and no WSGIProcessGroup is set for this URL".to_owned(),
+        ));
+    }
+    let entry = runtime.groups.get(&*group);
+    let entry = entry.filter(|e| e.host.is_none() || e.host.as_deref() == r.server_hostname());
+    let entry = entry.ok_or_else(|| RequestError::UnknownGroup(group.clone().into_owned()))?;
+    let limits = entry.limits.as_ref().ok_or_else(|| RequestError::GroupFailed(group.clone().into_owned()))?;
+    // Workers are keyed by configuration alone: server number and script, never the client's Host or port.
+    let index = host.map_or(0, config::Host::index);
+    let (application, shown_application) = match field(alias, place, |d| d.application_group.as_ref()) {
+        Some(Selector::Global) => (String::new(), Cow::Borrowed("")),
+        Some(Selector::Literal(n)) => (n.clone(), Cow::Borrowed(n.as_str())),
+        None | Some(Selector::Resource) => {
+            let script = String::from_utf8_lossy(r.filename());
+            (format!("{index}|{script}"), Cow::Owned(resource(r)))
+        }
+        Some(s @ (Selector::Server | Selector::Host)) => (format!("{index}|"), named(s)),
+        Some(s @ Selector::Env(_)) => match select(r, s, named) {
+            a if a == "%{GLOBAL}" => (String::new(), Cow::Borrowed("")),
+            a => (a.clone().into_owned(), a),
+        },
+    };
+    let callable = match field(alias, place, |d| d.callable_object.as_deref()) {
+        None => Cow::Borrowed("application"),
+        Some(c) => match c.strip_prefix("%{ENV:").and_then(|c| c.strip_suffix('}')) {
+            Some(name) => Cow::Owned(variable(r, name).unwrap_or_else(|| "application".to_owned())),
+            None => Cow::Borrowed(c),
+        },
+    };
+    Ok(Route {
+        group,
+        application,
+        shown_application,
+        callable,
+        limits,
+        pass_authorization: field(alias, place, |d| d.pass_authorization).unwrap_or(false),
+        reloading: field(alias, place, |d| d.script_reloading).unwrap_or(true),
+    })
+}
+
+/// mod_wsgi's %{RESOURCE}: server name, port unless 80 or 443, `|`, script name.
+fn resource(r: &Request<'_>) -> String {
+    let name = String::from_utf8_lossy(r.server_hostname().unwrap_or_default()).to_ascii_lowercase();
+    let script = String::from_utf8_lossy(&r.uri()[..script_len(r)]).into_owned();
+    match r.server_port() {
+        80 | 443 => format!("{name}|{script}"),
+        port => format!("{name}:{port}|{script}"),
+    }
+}
+
+fn script_len(r: &Request<'_>) -> usize {
+    r.script_name_len().min(r.uri().len())
+}
+
+fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
+    let mut at = buf.len();
+    let mut n = n;
+    loop {
+        at -= 1;
+        buf[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return &buf[at..];
+        }
+    }
+}
+
+/// The target of the request line, untouched.
+fn raw_target<'r>(r: &Request<'r>) -> &'r [u8] {
+    let line = r.the_request();
+    let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
+    words.next();
+    words.next().unwrap_or_default()
+}
+
+/// Encodes the environ, straight from httpd's structures into the frame.
+fn build(r: &Request<'_>, route: &Route<'_>, body: &upload::Received, frame: &mut Vec<u8>) -> Result<(), RequestError> {
+    let mut num = [0u8; 20];
+    let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
+    let mut b = RequestBuilder::new(frame, mtime);
+    let headers = r.headers_in();
+    for (name, value) in headers.iter() {
+        let hidden = match name.len() {
+            6 => name.eq_ignore_ascii_case(b"Expect"),
+            13 => !route.pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
+            // The body is presented whole, with its length.
+            17 => name.eq_ignore_ascii_case(b"Transfer-Encoding"),
+            19 => !route.pass_authorization && name.eq_ignore_ascii_case(b"Proxy-Authorization"),
+            _ => false,
+        };
+        if !hidden {
+            add_header(&mut b, name, value);
+        }
+    }
+    if let Some(t) = headers.get(c"Content-Type") {
+        b.known(keys::CONTENT_TYPE, t);
+    }
+    match body {
+        upload::Received::Nothing => {
+            if let Some(n) = headers.get(c"Content-Length") {
+                b.known(keys::CONTENT_LENGTH, n);
+            }
+        }
+        other => b.known(keys::CONTENT_LENGTH, decimal(other.len(), &mut num)),
+    }
+    let target = raw_target(r);
+    let path_info = collapse_slashes(r.path_info());
+    let script_name = collapse_slashes(&r.uri()[..script_len(r)]);
+    b.known(keys::REQUEST_METHOD, r.method());
+    b.known(keys::REQUEST_URI, target);
+    b.known(keys::RAW_URI, target);
+    b.known(keys::SCRIPT_NAME, &script_name);
+    b.known(keys::PATH_INFO, &path_info);
+    b.known(keys::QUERY_STRING, r.args());
+    b.known(keys::SERVER_PROTOCOL, r.protocol());
+    b.known(keys::SERVER_SOFTWARE, crate::request::server_banner());
+    b.known(keys::SERVER_NAME, r.server_name());
+    b.known(keys::SERVER_PORT, decimal(r.server_port().into(), &mut num));
+    b.known(keys::SERVER_ADDR, r.local_addr());
+    if let Some(admin) = r.server_admin() {
+        b.known(keys::SERVER_ADMIN, admin);
+    }
+    b.known(keys::REMOTE_ADDR, r.remote_addr());
+    b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
+    if let Some(user) = r.user() {
+        b.known(keys::REMOTE_USER, user);
+    }
+    if let Some(kind) = r.auth_type() {
+        b.known(keys::AUTH_TYPE, kind);
+    }
+    b.known(keys::DOCUMENT_ROOT, r.document_root());
+    b.known(keys::SCRIPT_FILENAME, r.filename());
+    b.known(keys::REQUEST_SCHEME, r.scheme());
+    b.known(keys::CONTEXT_PREFIX, r.context_prefix());
+    b.known(keys::CONTEXT_DOCUMENT_ROOT, r.context_document_root());
+    b.known(keys::MW_APPLICATION_GROUP, route.shown_application.as_bytes());
+    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
+    b.known(keys::MW_SCRIPT_NAME, &script_name);
+    b.known(keys::MW_PATH_INFO, &path_info);
+    b.known(keys::MW_LISTENER_HOST, r.local_addr());
+    b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
+    b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));
+    if let Some(id) = r.log_id() {
+        b.known(keys::MW_REQUEST_ID, id);
+    }
+    // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID: the server's own table comes last and wins.
+    let mut https = false;
+    for (name, value) in r.subprocess_env().iter() {
+        if name == b"HTTPS" {
+            https = is_https(value);
+        } else if !is_hidden(name) {
+            b.named(name, value);
+        }
+    }
+    b.known(keys::URL_SCHEME, if https { b"https" } else { b"http" });
+    b.finish(match body {
+        upload::Received::Nothing => Body::Inline(0),
+        upload::Received::Inline(bytes) => Body::Inline(bytes.len()),
+        upload::Received::File(_, n) => Body::Descriptor(*n),
+    })?;
+    Ok(())
+}

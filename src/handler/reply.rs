@@ -1,0 +1,360 @@
+//! The answer's way to the client: read as fast as the worker writes, kept where the client is slower, exact in length,
+//! and never ended as if whole when it is not.
+
+use super::{OK, refuse};
+use crate::brigade::{Brigade, Disconnected};
+use crate::log::{self, Severity};
+use crate::request::Request;
+use mod_wsgi_core::conn::Inbox;
+use mod_wsgi_core::error::RequestError;
+use mod_wsgi_core::exchange::{Event, Exchange};
+use mod_wsgi_core::response::Framer;
+use mod_wsgi_core::spool::Spool;
+use mod_wsgi_wire::decode::Response;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_linger;
+use std::ffi::c_int;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// Memory bytes handed to the filters at a time: below httpd's FlushMaxThreshold (64 KiB), at which it would block.
+const PIECE: usize = 32 * 1024;
+/// What is kept in memory for a slow client; more goes to a file.
+const SPOOL_MEMORY: usize = 256 * 1024;
+/// What is kept for a slow client at all; beyond it the worker waits.
+const SPOOL_LIMIT: u64 = 1 << 30;
+/// How long one wait for worker and client lasts at most.
+const SLICE: Duration = Duration::from_millis(250);
+
+/// Why the answer cannot be finished.
+enum Broken {
+    /// The client has gone or cannot be written to.
+    Client,
+    /// The worker, the application or our own spool failed.
+    Other(RequestError),
+}
+
+impl From<Disconnected> for Broken {
+    fn from(_: Disconnected) -> Broken {
+        Broken::Client
+    }
+}
+
+impl From<RequestError> for Broken {
+    fn from(e: RequestError) -> Broken {
+        match e {
+            RequestError::ClientGone => Broken::Client,
+            e => Broken::Other(e),
+        }
+    }
+}
+
+impl From<std::io::Error> for Broken {
+    fn from(e: std::io::Error) -> Broken {
+        Broken::Other(RequestError::Spool(e))
+    }
+}
+
+/// Receives the answer and sends it. An error before the head is returned; after it the client is shown that the answer
+/// broke off.
+pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox) -> Result<c_int, RequestError> {
+    let (mut out, first) = loop {
+        match x.next(r, inbox, true)? {
+            Event::Log(level, text) => log::worker(r, level, text),
+            Event::Response(head) => {
+                // Only an exact list or tuple that is complete at once comes as a RESPONSE with END.
+                let whole = x.ended().then_some(head.data.len() as u64);
+                let mut out = Output::start(*r, &head, whole)?;
+                let first = out.data(head.data, x.ended());
+                break (out, first);
+            }
+            Event::Abort(reason) => {
+                if x.done() {
+                    x.release(inbox);
+                }
+                return Err(RequestError::Aborted(reason));
+            }
+            Event::Continue | Event::Pause => {}
+            Event::Data(_) | Event::File { .. } | Event::Mark => {
+                let (group, pid) = (x.pool().label(), x.pid());
+                return Err(RequestError::WorkerProtocol { group, pid, error: "body before the head".to_owned() });
+            }
+        }
+    };
+    match first.and_then(|()| out.pump(&mut x, inbox)) {
+        Ok(()) => {
+            x.release(inbox);
+            Ok(OK)
+        }
+        Err(Broken::Client) => {
+            r.mark_aborted();
+            Ok(OK)
+        }
+        Err(Broken::Other(e)) => {
+            let reusable = matches!(e, RequestError::Aborted(_)) && x.done();
+            let status = out.broken(&e);
+            if reusable {
+                x.release(inbox);
+            }
+            Ok(status)
+        }
+    }
+}
+
+struct Output<'r> {
+    r: Request<'r>,
+    brigade: Brigade<'r>,
+    framer: Framer,
+    spool: Spool,
+    /// Bytes have been passed since the last FLUSH.
+    unflushed: bool,
+    /// Anything has been passed: the head may be on its way.
+    passed: bool,
+    /// EOS has been passed.
+    ended: bool,
+    /// When the client last took something.
+    progress: Instant,
+}
+
+impl<'r> Output<'r> {
+    /// Judges the head and gives it to httpd, which sends it with the first bytes.
+    fn start(r: Request<'r>, head: &Response<'_>, whole: Option<u64>) -> Result<Output<'r>, RequestError> {
+        let framer = Framer::new(r.header_only(), head.status, head.reason, head.headers(), whole)?;
+        r.set_status(head.status, head.reason);
+        let table = r.headers_out();
+        for (name, value) in head.headers() {
+            if name.eq_ignore_ascii_case(b"content-type") {
+                r.set_content_type(value);
+            } else if !name.eq_ignore_ascii_case(b"content-length") {
+                table.add(name, value);
+            }
+        }
+        if let Some(n) = framer.content_length() {
+            r.set_content_length(n);
+        }
+        Ok(Output {
+            r,
+            brigade: Brigade::new(r),
+            framer,
+            spool: Spool::new(SPOOL_MEMORY),
+            unflushed: false,
+            passed: false,
+            ended: false,
+            progress: Instant::now(),
+        })
+    }
+
+    /// The client is behind: bytes wait in httpd or here. HTTP/2 streams cannot be asked.
+    fn behind(&self) -> bool {
+        !self.spool.is_empty() || (!self.r.is_secondary() && self.r.output_waits())
+    }
+
+    /// Takes body bytes. `last`: nothing follows, so they need not be passed by themselves.
+    fn data(&mut self, bytes: &[u8], last: bool) -> Result<(), Broken> {
+        let n = self.framer.accept(bytes.len() as u64) as usize;
+        let mut bytes = &bytes[..n];
+        if last && bytes.len() <= PIECE && !self.behind() {
+            return self.end_with(bytes);
+        }
+        while !bytes.is_empty() && !self.behind() {
+            let (now, later) = bytes.split_at(bytes.len().min(PIECE));
+            self.pass(now)?;
+            bytes = later;
+        }
+        if !bytes.is_empty() {
+            self.spool.push(bytes)?;
+            if self.spool.len() >= SPOOL_MEMORY as u64 / 4 {
+                self.drain(None, Duration::ZERO)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.brigade.data(bytes);
+        self.passed = true;
+        self.unflushed = true;
+        self.brigade.pass()?;
+        self.progress = Instant::now();
+        Ok(())
+    }
+
+    /// A whole answer in one pass.
+    fn end_with(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.framer.finish().map_err(|e| Broken::Other(RequestError::Shortfall(e)))?;
+        self.brigade.data(bytes);
+        self.brigade.eos();
+        self.passed = true;
+        self.brigade.pass()?;
+        self.ended = true;
+        Ok(())
+    }
+
+    fn file(&mut self, fd: OwnedFd, offset: u64, len: u64) -> Result<(), Broken> {
+        let n = self.framer.accept(len);
+        if n == 0 {
+            return Ok(());
+        }
+        self.rest()?;
+        self.brigade.file(fd, offset, n)?;
+        self.passed = true;
+        self.unflushed = true;
+        Ok(())
+    }
+
+    /// Puts what is spooled into the brigade: a little as memory, more as a file, for which the filters never wait.
+    fn rest(&mut self) -> Result<(), Broken> {
+        let len = self.spool.len();
+        if len == 0 {
+            return Ok(());
+        }
+        if len <= PIECE as u64 {
+            let mut buf = vec![0; len as usize];
+            self.spool.take(&mut buf)?;
+            self.brigade.data_copied(&buf);
+        } else {
+            let (fd, offset, len) = self.spool.rest_as_file()?;
+            self.brigade.file(fd, offset, len)?;
+            self.spool = Spool::new(SPOOL_MEMORY);
+        }
+        Ok(())
+    }
+
+    /// Moves frames from the worker to the client until the response is whole and the worker is done.
+    fn pump(&mut self, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), Broken> {
+        while !x.ended() {
+            let behind = self.behind();
+            if behind && self.spool.len() >= SPOOL_LIMIT {
+                self.drain(None, SLICE)?;
+                continue;
+            }
+            match x.next(&self.r, inbox, !behind && !self.unflushed)? {
+                Event::Data(bytes) => self.data(bytes, false)?,
+                Event::File { fd, offset, len } => {
+                    self.file(fd, offset, len)?;
+                    if !x.ended() {
+                        self.brigade.pass()?;
+                    }
+                }
+                Event::Log(level, text) => log::worker(&self.r, level, text),
+                Event::Abort(reason) => return Err(RequestError::Aborted(reason).into()),
+                Event::Response(_) => {
+                    let (group, pid) = (x.pool().label(), x.pid());
+                    return Err(RequestError::WorkerProtocol { group, pid, error: "a second head".to_owned() }.into());
+                }
+                Event::Mark | Event::Continue => {}
+                Event::Pause if behind => self.drain(Some(x), SLICE)?,
+                Event::Pause => self.flush(x)?,
+            }
+        }
+        self.finish(x, inbox)
+    }
+
+    /// Waits for client and worker; a client that can take more gets more.
+    fn drain(&mut self, x: Option<&Exchange>, limit: Duration) -> Result<(), Broken> {
+        if self.wait(x, limit)? {
+            self.brigade.nudge()?;
+            let mut buf = [0; PIECE];
+            while !self.r.output_waits() && !self.spool.is_empty() {
+                let n = self.spool.take(&mut buf)?;
+                self.pass(&buf[..n])?;
+            }
+        } else if self.progress.elapsed() > self.r.timeout() {
+            log::request(&self.r, Severity::Info, "client has taken nothing for Timeout seconds");
+            return Err(Broken::Client);
+        }
+        Ok(())
+    }
+
+    /// The worker pauses and the client keeps up: what has been passed shall be seen.
+    fn flush(&mut self, x: &Exchange) -> Result<(), Broken> {
+        if self.wait(Some(x), SLICE)? {
+            self.brigade.flush();
+            self.brigade.pass()?;
+            self.unflushed = false;
+            self.progress = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// `true` when the client's socket takes bytes; returns early when the worker has some.
+    fn wait(&self, x: Option<&Exchange>, limit: Duration) -> Result<bool, Broken> {
+        let Some(client) = self.r.client_socket() else {
+            // HTTP/2: its own flow control decides, inside the pass.
+            return Ok(true);
+        };
+        let mut fds = vec![PollFd::from_borrowed_fd(client, PollFlags::OUT | PollFlags::RDHUP)];
+        if let Some(x) = x {
+            fds.push(PollFd::from_borrowed_fd(x.fd(), PollFlags::IN));
+        }
+        let limit = Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };
+        if poll(&mut fds, Some(&limit)).is_err() {
+            return Ok(false);
+        }
+        let seen = fds[0].revents();
+        if seen.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR) {
+            return Err(Broken::Client);
+        }
+        Ok(seen.contains(PollFlags::OUT))
+    }
+
+    /// END has come: the rest goes out, then the worker is awaited until `close()` has run.
+    fn finish(&mut self, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), Broken> {
+        if self.framer.surplus() > 0 {
+            let text = format!(
+                "MWR0215: response body has {} bytes more than its Content-Length; they were cut",
+                self.framer.surplus()
+            );
+            log::request(&self.r, Severity::Warn, &text);
+        }
+        if !self.ended {
+            self.framer.finish().map_err(|e| Broken::Other(RequestError::Shortfall(e)))?;
+            self.rest()?;
+            self.brigade.eos();
+            self.passed = true;
+            self.brigade.pass()?;
+            self.ended = true;
+        }
+        if !x.done() {
+            // The client need not wait for close().
+            self.brigade.flush();
+            self.brigade.pass()?;
+        }
+        while !x.done() {
+            if let Event::Log(level, text) = x.next_after_end(inbox)? {
+                log::worker(&self.r, level, text);
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer cannot be finished. Before anything was passed the client gets an error page, else it must see that
+    /// the body broke off, whatever the protocol.
+    fn broken(&mut self, e: &RequestError) -> c_int {
+        if self.ended {
+            // The client has everything; only close() or DONE failed.
+            refuse(&self.r, e);
+            return OK;
+        }
+        let status = refuse(&self.r, e);
+        if !self.passed {
+            return status;
+        }
+        self.r.set_no_cache();
+        let by_close = self.r.proto_num() < 1001 && self.framer.content_length().is_none();
+        if by_close {
+            // The end of such a body is the end of the connection: only a reset tells the two apart.
+            if let Some(fd) = self.r.client_socket() {
+                // A socket that is gone already needs no reset.
+                let _ = set_socket_linger(fd, Some(Duration::ZERO));
+            }
+            self.r.mark_aborted();
+            return OK;
+        }
+        self.r.close_after();
+        self.brigade.abort(true);
+        // A client that has gone meanwhile has seen the break too.
+        let _ = self.brigade.pass();
+        OK
+    }
+}

@@ -1,0 +1,109 @@
+//! The request body of a buffered group: announced, admitted, read whole before a worker hears of the request.
+
+use crate::brigade::Brigade;
+use crate::request::Request;
+use mod_wsgi_core::spool::{reopened, temporary};
+use mod_wsgi_wire::limits::MAX_INLINE_BODY;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+/// Bytes asked of the input filters at a time.
+const PIECE: usize = 64 * 1024;
+/// More unread body than this is not worth reading for the sake of keep-alive.
+const WORTH_READING: u64 = 64 * 1024;
+
+/// What the head says of the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announced {
+    Length(u64),
+    Chunked,
+}
+
+/// The body, whole.
+pub enum Received {
+    Nothing,
+    Inline(Vec<u8>),
+    /// Open for reading only, and its length.
+    File(OwnedFd, u64),
+}
+
+impl Received {
+    pub fn len(&self) -> u64 {
+        match self {
+            Received::Nothing => 0,
+            Received::Inline(b) => b.len() as u64,
+            Received::File(_, n) => *n,
+        }
+    }
+}
+
+/// Looks at Transfer-Encoding and Content-Length and applies LimitRequestBody; `Err` is the status to answer.
+pub fn announced(r: &Request<'_>) -> Result<Option<Announced>, u16> {
+    let headers = r.headers_in();
+    if let Some(coding) = headers.get(c"Transfer-Encoding") {
+        return if coding.eq_ignore_ascii_case(b"chunked") { Ok(Some(Announced::Chunked)) } else { Err(501) };
+    }
+    let Some(text) = headers.get(c"Content-Length") else { return Ok(None) };
+    let digits = !text.is_empty() && text.len() < 20 && text.iter().all(u8::is_ascii_digit);
+    let length = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|t| t.parse::<u64>().ok());
+    let Some(length) = length else { return Err(400) };
+    if r.body_limit().is_some_and(|limit| length > limit) {
+        if length > WORTH_READING {
+            r.close_after();
+        }
+        return Err(413);
+    }
+    Ok((length > 0).then_some(Announced::Length(length)))
+}
+
+/// Reads the body. The outer error is the status to answer (0: the client has gone), the inner one says that it could
+/// not be stored.
+pub fn read(r: &Request<'_>, announced: Announced) -> Result<io::Result<Received>, u16> {
+    let mut brigade = Brigade::new(*r);
+    let mut memory = Vec::new();
+    if let Announced::Length(n) = announced {
+        memory.reserve_exact(n.min(MAX_INLINE_BODY as u64) as usize);
+    }
+    let mut file = None;
+    let mut total = 0u64;
+    loop {
+        let done = brigade.read(PIECE, |bytes| {
+            if file.is_none() && memory.len() + bytes.len() > MAX_INLINE_BODY {
+                let f = temporary(mod_wsgi_core::spool::DIRECTORY)?;
+                f.write_all_at(&memory, 0)?;
+                memory = Vec::new();
+                file = Some(f);
+            }
+            match &file {
+                Some(f) => f.write_all_at(bytes, total)?,
+                None => memory.extend_from_slice(bytes),
+            }
+            total += bytes.len() as u64;
+            Ok(())
+        });
+        match done {
+            Err(e) => {
+                if e.0 == 413 {
+                    r.close_after();
+                }
+                return Err(e.0);
+            }
+            Ok(Err(e)) => {
+                r.close_after();
+                return Ok(Err(e));
+            }
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => break,
+        }
+    }
+    if let Announced::Length(n) = announced
+        && n != total
+    {
+        return Err(400);
+    }
+    Ok(match file {
+        Some(f) => reopened(&f).map(|fd| Received::File(fd, total)),
+        None => Ok(Received::Inline(memory)),
+    })
+}
