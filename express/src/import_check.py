@@ -33,25 +33,33 @@ def load():
         sys.modules[module.__name__] = module
         where = plan["script"]
         with open(plan["script"], "rb") as file:
-            exec(compile(file.read(), plan["script"], "exec", dont_inherit=True), module.__dict__)
+            exec(compile(file.read(), plan["script"], "exec", dont_inherit=True), module.__dict__)  # noqa: S102
     found = module
     for name in plan["callable"].split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            names = sorted(
-                n for n, v in vars(module).items()
-                if callable(v) and not n.startswith("_") and not isinstance(v, type)
-                and getattr(v, "__module__", module.__name__) in (module.__name__, plan["module"] or module.__name__)
-                or n in ("app", "wsgi", "wsgi_app")
-            )
-            hint = "; it has " + ", ".join(names) + " (choose with --callable-object)" if names else ""
-            sys.stderr.write("%s has no callable '%s'%s\n" % (where, plan["callable"], hint))
+            names = ", ".join(sorted(filter(is_candidate(module), vars(module))))
+            hint = f"; it has {names} (choose with --callable-object)" if names else ""
+            sys.stderr.write(f"{where} has no callable '{plan['callable']}'{hint}\n")
             return False
     if not callable(found):
-        sys.stderr.write("'%s' in %s is not callable: it is of type %s\n" % (plan["callable"], where, type(found).__name__))
+        kind = type(found).__name__
+        sys.stderr.write(f"'{plan['callable']}' in {where} is not callable: it is of type {kind}\n")
         return False
     return True
+
+
+def is_candidate(module):
+    """A test for names of a module that its author may have meant: its own functions, and what is called app."""
+
+    def test(name):
+        value = vars(module)[name]
+        if not callable(value) or isinstance(value, type) or name.startswith("_"):
+            return False
+        return name in ("app", "wsgi", "wsgi_app") or getattr(value, "__module__", None) == module.__name__
+
+    return test
 
 
 status = 1

@@ -29,7 +29,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if let Some(status) = helper::dispatch(&args) {
+    if let Some(status) = mod_wsgi_supervisor::internal(&args).or_else(|| helper::dispatch(&args)) {
         return ExitCode::from(status);
     }
     let result = match cli().try_get_matches() {

@@ -1,0 +1,6 @@
+"""The site: notes at the root, the admin below /admin/."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [path("admin/", admin.site.urls), path("", include("notes.urls"))]

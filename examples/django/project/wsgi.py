@@ -1,0 +1,9 @@
+"""The WSGI callable: `mod-wsgi-rs express project.wsgi:application`, or this file for WSGIScriptAlias."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+application = get_wsgi_application()
