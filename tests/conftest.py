@@ -10,6 +10,7 @@ import pytest
 from harness import apache as apache_module
 from harness import product
 from harness.apache import Apache, running
+from harness.express import Express
 
 
 def pytest_report_header() -> list[str]:
@@ -95,3 +96,24 @@ def shared() -> Iterator[Callable[..., Apache]]:
 def _interpreter_copies() -> Iterator[None]:
     yield
     product.remove_copies()
+
+
+@pytest.fixture
+def express() -> Iterator[Callable[..., Express]]:
+    """Makes launchers for one test: `express()`; each is stopped at the end."""
+    made: list[Express] = []
+
+    def make(**kw: object) -> Express:
+        made.append(Express(**kw))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    faults = []
+    for one in made:
+        try:
+            one.stop()
+        except AssertionError as e:
+            faults.append(str(e))
+        one.kill_all()
+        one.destroy()
+    assert not faults, "\n".join(faults)

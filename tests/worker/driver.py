@@ -144,7 +144,12 @@ class Worker:
         self.control, theirs = socket.socketpair()
         worker_dir = os.open(self.files, os.O_PATH | os.O_DIRECTORY)
         bootstrap = os.open(self.files / "bootstrap.py", os.O_RDONLY)
-        fds = {"control": theirs.fileno(), "table": self.table.fd, "listener": listener.fileno(), "worker_dir": worker_dir}
+        fds = {
+            "control": theirs.fileno(),
+            "table": self.table.fd,
+            "listener": listener.fileno(),
+            "worker_dir": worker_dir,
+        }
         self.plan = {
             "group": "test",
             "application": "",
@@ -156,9 +161,7 @@ class Worker:
             "processes": 1,
             "multiprocess": False,
             "token": self.token.hex(),
-            "preload": [
-                {"group": "test", "application": "", "script": str(s), "callable": c} for s, c in preload
-            ],
+            "preload": [{"group": "test", "application": "", "script": str(s), "callable": c} for s, c in preload],
             "python_path": [],
             "home": "",
             "display_name": "",
@@ -331,8 +334,22 @@ class Client:
         except (EOFError, ConnectionError):
             return True
 
-    def post(self, path="/", *, script=None, body=b"", body_fd=None, stream=False, environ=None, mtime=0, row=None,
-             callable=None, generation=1, row_generation=None, method=None):
+    def post(
+        self,
+        path="/",
+        *,
+        script=None,
+        body=b"",
+        body_fd=None,
+        stream=False,
+        environ=None,
+        mtime=0,
+        row=None,
+        callable=None,
+        generation=1,
+        row_generation=None,
+        method=None,
+    ):
         """Sends a REQUEST; gives its row."""
         worker = self.worker
         if row is None:
@@ -362,8 +379,16 @@ class Client:
         coded = b"".join(entry(k, v) for k, v in entries.items())
         flags = F_BODY_FD if body_fd is not None else F_BODY_STREAM if stream else 0
         fixed = struct.pack(
-            "<IHHIIQQII", generation, row, len(entries), row_generation, self.client, mtime, 0 if stream else length,
-            len(coded), 0,
+            "<IHHIIQQII",
+            generation,
+            row,
+            len(entries),
+            row_generation,
+            self.client,
+            mtime,
+            0 if stream else length,
+            len(coded),
+            0,
         )
         inline = b"" if flags else body
         self.send(REQUEST, fixed + coded + inline, flags, [] if body_fd is None else [body_fd])

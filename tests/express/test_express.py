@@ -1,0 +1,286 @@
+"""`mod-wsgi-rs express`: what it serves, its options, its errors (R6, R7, R8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import stat
+
+import pytest
+
+from harness import product
+from harness.express import STRANGER, Express
+from harness.wait import wait_until
+
+pytestmark = pytest.mark.ours
+
+HELLO = """
+def application(environ, start_response):
+    body = ("hello " + environ["PATH_INFO"]).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+other = application
+"""
+INSPECT = (product.TESTS / "apps" / "inspect.wsgi").read_text()
+
+USERS = [None, pytest.param(STRANGER, marks=pytest.mark.root)]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_script(express, user: str | None) -> None:
+    """R6: a script file, as root (serving as another user, said aloud) and without privileges."""
+    x: Express = express(user=user)
+    x.write("app.wsgi", INSPECT)
+    x.start("app.wsgi")
+    v = json.loads(x.get("/some/path").body)
+    assert v["path_info"] == "/some/path" and v["script_name"] == "" and v["uid"] != 0
+    assert v["cwd"] == str(x.work) and v["multithread"] is True
+    wait_until(lambda: f":{x.port}" in x.output(), 10, "the URL is printed")
+    if user is None and product.IS_ROOT:
+        assert product.server_user()[0] in x.output()
+    mode = stat.S_IMODE(os.stat(x.root).st_mode)
+    assert mode == (0o711 if user is None and product.IS_ROOT else 0o700)
+    assert x.stop() == 0
+
+
+def test_module(express) -> None:
+    """R6: package.module:callable from the working directory."""
+    x: Express = express()
+    x.write("package/__init__.py", "")
+    x.write("package/web.py", HELLO.replace("other =", "site ="))
+    x.start("package.web:site")
+    assert x.get("/m").text == "hello /m"
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_stop(express, sig: int) -> None:
+    """R2, R8: Ctrl-C and TERM end everything; a server root of its own is removed."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi", root=False)
+    assert x.get().status == 200
+    x.stop(sig)
+    assert [p.name for p in x.prefix.iterdir() if p.name not in ("work", "stdout", "stderr")] == []
+
+
+def test_python_option(express) -> None:
+    """R7: --python names an interpreter or a virtual environment; $VIRTUAL_ENV comes next."""
+    x: Express = express()
+    venv = product.make_venv(x.prefix / "venv", product.reachable_python((3, 11)) or pathlib.Path("/usr/bin/python3"))
+    x.write("app.wsgi", INSPECT)
+    x.start("app.wsgi", "--python", str(venv))
+    assert json.loads(x.get().body)["prefix"] == str(venv)
+    x.stop()
+    y: Express = express(env={"VIRTUAL_ENV": str(venv)})
+    y.write("app.wsgi", INSPECT)
+    y.start("app.wsgi")
+    assert json.loads(y.get().body)["prefix"] == str(venv)
+
+
+def test_options(express) -> None:
+    """R7: the options that shape the application's surroundings."""
+    x: Express = express()
+    x.write("app.wsgi", INSPECT)
+    x.write("lib/helper.py", "")
+    x.write("docs/page.html", "<p>static</p>")
+    x.write("docs/sub.txt", "sub")
+    x.write("extra.conf", "<Location /extra>\nRedirect 410 /extra\n</Location>\n")
+    (x.work / "elsewhere").mkdir()
+    x.start(
+        "app.wsgi", "--processes", "2", "--threads", "3", "--callable-object", "other", "--mount-point", "/mounted",
+        "--python-path", "lib", "--working-directory", "elsewhere", "--document-root", "docs", "--url-alias", "/alias", "docs",
+        "--limit-request-body", "1000", "--setenv", "COLOUR", "blue green", "--include-file", "extra.conf", "--host", "127.0.0.1",
+        "--access-log", "--log-level", "info", "--server", "apache",
+    )  # fmt: skip
+    v = json.loads(x.get("/mounted/rest").body)
+    assert v["callable"] == "other" and v["script_name"] == "/mounted" and v["path_info"] == "/rest"
+    assert v["multiprocess"] is True and v["cwd"] == str(x.work / "elsewhere")
+    assert str(x.work / "lib") in v["path"]
+    assert x.get("/page.html").text == "<p>static</p>" and x.get("/alias/sub.txt").text == "sub"
+    assert x.get("/mounted", method="POST", body=b"x" * 1001).status == 413
+    assert x.get("/extra").status == 410
+    log = x.root / "access_log"
+    wait_until(lambda: log.exists() and "/mounted/rest" in log.read_text(), 10)
+
+
+def test_setenv_reaches_environ(express) -> None:
+    """R7: --setenv is a key of environ."""
+    x: Express = express()
+    x.write("app.wsgi", "def application(e, s):\n    s('200 OK', [('Content-Type', 'text/plain')])\n"
+            "    return [e['COLOUR'].encode()]\n")  # fmt: skip
+    x.start("app.wsgi", "--setenv", "COLOUR", 'blue "green" $x')
+    assert x.get().text == 'blue "green" $x'
+
+
+def test_log_to_terminal(express) -> None:
+    """R7: --log-to-terminal."""
+    x: Express = express()
+    x.write("app.wsgi", "print('said at import', flush=True)\n" + HELLO)
+    x.start("app.wsgi", "--log-to-terminal", "--access-log")
+    assert x.get("/logged").status == 200
+    wait_until(lambda: "GET /logged" in x.output() and "said at import" in x.output(), 10)
+
+
+def test_setup_only(express) -> None:
+    """R7: --setup-only writes the configuration and starts nothing."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    code, text = x.fail("app.wsgi", "--setup-only")
+    assert code == 0 and (x.root / "httpd.conf").exists() and (x.root / "apachectl").exists()
+    assert "apachectl" in text
+
+
+def test_server_root_of_200_bytes(express) -> None:
+    """Pitfall S20: a server root longer than sun_path."""
+    x: Express = express()
+    x.root = x.prefix / ("r" * 100) / ("s" * 100)
+    x.root.parent.mkdir()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi")
+    assert x.get("/long").text == "hello /long"
+
+
+def test_help() -> None:
+    """R7: --help lists every option of the table."""
+    import subprocess
+
+    done = subprocess.run([str(product.binary()), "express", "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0
+    for name in ("host", "port", "processes", "threads", "python", "python-path", "working-directory", "callable-object",
+                 "mount-point", "server-root", "user", "group", "document-root", "url-alias", "limit-request-body", "access-log",
+                 "log-to-terminal", "log-level", "setup-only", "setenv", "include-file", "server"):  # fmt: skip
+        assert f"--{name}" in done.stdout, name
+
+
+def nothing_left(x: Express) -> None:
+    left = [p.name for p in x.prefix.iterdir() if p.name not in ("work", "stdout", "stderr", "venv")]
+    assert not left, f"left behind: {left}"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["MWR0601"]),
+        (["none.wsgi"], ["MWR0602", "none.wsgi"]),
+        (["no_such_package.web:app"], ["no_such_package"]),
+        (["app.wsgi", "second.wsgi"], ["app.wsgi"]),
+        (["broken.wsgi"], ["MWR0609", "Traceback", "deliberate-broken"]),
+        (["nocallable.wsgi"], ["application"]),
+        (["app.wsgi", "--callable-object", "missing"], ["missing"]),
+        (["app.wsgi", "--port", "99999"], ["--port", "99999", "65535"]),
+        (["app.wsgi", "--processes", "many"], ["--processes", "many"]),
+        (["app.wsgi", "--log-level", "loud"], ["loud", "warn"]),
+        (["app.wsgi", "--server", "iis"], ["iis", "apache"]),
+        (["app.wsgi", "--colour", "blue"], ["--colour"]),
+        (["app.wsgi", "--python", "/nonexistent/python"], ["/nonexistent/python"]),
+        (["app.wsgi", "--python", "/bin/true"], ["/bin/true"]),
+        (["app.wsgi", "--include-file", "/nonexistent.conf"], ["/nonexistent.conf"]),
+        (["app.wsgi", "--document-root", "/nonexistent-docs"], ["/nonexistent-docs"]),
+        (["app.wsgi", "--working-directory", "/nonexistent-wd"], ["/nonexistent-wd"]),
+        (["app.wsgi", "--user", "nobody-of-this-name"], ["nobody-of-this-name"]),
+        (["app.wsgi", "--user", "root"], ["root"]),
+    ],
+    ids=lambda v: " ".join(v) or "nothing" if isinstance(v, list) else None,
+)
+def test_errors(express, args: list[str], words: list[str]) -> None:
+    """R8: exit status other than 0, a message that names what is wrong, nothing left."""
+    if "--user" in args and not product.IS_ROOT:
+        pytest.skip("only root can choose a user")
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.write("second.wsgi", HELLO)
+    x.write("broken.wsgi", "raise RuntimeError('deliberate-broken')\n")
+    x.write("nocallable.wsgi", "x = 1\n")
+    code, text = x.fail(*args)
+    assert code not in (0, 70) and code > 0, text
+    for word in words:
+        assert word in text, f"{word!r} is not in: {text}"
+    assert "panicked" not in text
+    nothing_left(x)
+
+
+def test_port_taken(express) -> None:
+    """R8: a port that is taken is named, and by what."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", x.port))
+        s.listen()
+        code, text = x.fail("app.wsgi")
+        assert code != 0 and str(x.port) in text and str(os.getpid()) in text, text
+    nothing_left(x)
+
+
+@pytest.mark.root
+def test_unreadable_directory(express) -> None:
+    """R8: as root, a directory that the serving user cannot enter is named."""
+    x: Express = express()
+    private = x.work / "private"
+    private.mkdir(mode=0o700)
+    x.write("private/app.wsgi", HELLO)
+    code, text = x.fail("private/app.wsgi")
+    assert code != 0 and str(private) in text and "chmod" in text, text
+    nothing_left(x)
+
+
+@pytest.mark.root
+def test_server_root_of_somebody_else(express) -> None:
+    """R6: a server root that somebody else owns is refused and left alone."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.root.mkdir()
+    os.chown(x.root, 12345, 12345)
+    code, text = x.fail("app.wsgi")
+    assert code != 0 and str(x.root) in text
+    assert list(x.root.iterdir()) == [] and os.stat(x.root).st_uid == 12345
+
+
+def test_no_apache(express) -> None:
+    """R8: an Apache that is not there is named."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    code, text = x.fail("app.wsgi", "--httpd-executable", "/nonexistent/apache2")
+    assert code != 0 and "/nonexistent/apache2" in text
+    nothing_left(x)
+
+
+def test_second_on_the_same_root(express) -> None:
+    """R6: a server root in use is refused; the first goes on."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi")
+    y: Express = express()
+    y.write("app.wsgi", HELLO)
+    code, text = y.fail("app.wsgi", "--server-root", str(x.root))
+    assert code != 0 and str(x.root) in text
+    assert x.get("/still").text == "hello /still"
+
+
+def test_killed_launcher(express) -> None:
+    """R2: when the launcher itself is killed, nothing serves on for ever."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi")
+    assert x.get().status == 200
+    x._seen.update(x.processes())
+    x.process.kill()
+    x.process.wait()
+    wait_until(lambda: not x.leftovers(), 60, "everything has ended", interval=0.2)
+
+
+def test_ctl_status(express) -> None:
+    """Brief: `ctl status` answers for a running server."""
+    import subprocess
+
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi")
+    assert x.get().status == 200
+    done = subprocess.run(
+        [str(product.binary()), "ctl", "status", "--help"], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
