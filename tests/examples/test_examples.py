@@ -1,10 +1,15 @@
-"""R9: each example through LoadModule and through express."""
+"""R9: each example through LoadModule and through express, configured as its README says."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -13,119 +18,188 @@ from harness.apache import Apache
 from harness.express import Express
 
 pytestmark = pytest.mark.ours
-EXAMPLES = product.ROOT / "examples"
 
 
-def place(name: str, where: pathlib.Path) -> pathlib.Path:
-    """A copy of the example that the server's user may write to (Django keeps its database there)."""
-    target = where / name
-    shutil.copytree(EXAMPLES / name, target, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3", "*.pyc"))
-    if product.IS_ROOT:
-        user, group = product.server_user()
-        for p in [target, *target.rglob("*")]:
-            shutil.chown(p, user, group)
-    scripts = list(target.glob("app.wsgi")) or list(target.glob("*.wsgi")) or list(target.rglob("wsgi.py"))
-    assert scripts, f"examples/{name} has no WSGI script"
-    return scripts[0]
+@dataclasses.dataclass
+class Example:
+    """How an example is given to each of the two: a script with its callable, or what express takes."""
+
+    script: str
+    callable: str
+    target: str
+    options: tuple[str, ...] = ()
 
 
+EXAMPLES = {
+    "hello": Example("app.wsgi", "application", "app.wsgi"),
+    "flask": Example("app.py", "app", "app:app"),
+    "streaming": Example("app.wsgi", "application", "app.wsgi", ("--threads", "20")),
+    "django": Example(
+        "project/wsgi.py", "application", "project.wsgi:application", ("--url-alias", "/static", "data/static")
+    ),
+}
+
+
+@dataclasses.dataclass
 class Site:
     """Where an example answers."""
 
-    def __init__(self, port: int):
-        self.port = port
+    port: int
 
     def get(self, target: str = "/", **kw) -> http.Response:
         return http.fetch(self.port, target, **kw)
 
 
+def own(where: pathlib.Path) -> None:
+    """Gives a directory to the user that serves."""
+    if product.IS_ROOT:
+        user, group = product.server_user()
+        for p in [where, *where.rglob("*")]:
+            shutil.chown(p, user, group)
+
+
+def place(name: str, where: pathlib.Path) -> pathlib.Path:
+    """A copy of the example, with what its README tells to do before the start."""
+    target = where / name
+    ignore = shutil.ignore_patterns("__pycache__", "data", ".venv", "*.pyc")
+    shutil.copytree(product.ROOT / "examples" / name, target, ignore=ignore)
+    if name == "django":
+        python = str(product.venv() / "bin" / "python")
+        env = {**os.environ, "DJANGO_SUPERUSER_PASSWORD": "only-for-tests"}
+        env.pop("DJANGO_DATA", None)
+        for command in (
+            ["migrate"],
+            ["collectstatic", "--noinput"],
+            ["createsuperuser", "--noinput", "--username", "boss", "--email", "boss@example.org"],
+        ):
+            subprocess.run([python, "manage.py", *command], cwd=target, env=env, check=True, capture_output=True)
+        own(target / "data")
+    return target
+
+
+def through_module(apache: Callable[..., Apache], name: str) -> Site:
+    server = apache(start=False)
+    example = EXAMPLES[name]
+    where = place(name, server.apps / "examples")
+    static = f"Alias /static {where}/data/static\n" if name == "django" else ""
+    server.config = static + (
+        f"WSGIDaemonProcess example python-home={product.venv()} home={where} threads=20 env=DJANGO_DATA={where}/data\n"
+        f"WSGIScriptAlias / {where / example.script} process-group=example application-group=%{{GLOBAL}} "
+        f"callable-object={example.callable}\n"
+    )
+    server.log.allow(r"\[wsgi:(warn|error)\].*(Not Found|Forbidden)")
+    return Site(server.start().port)
+
+
+def through_express(express: Callable[..., Express], name: str) -> Site:
+    x = express()
+    example = EXAMPLES[name]
+    x.work = place(name, x.work)
+    x.start(example.target, "--python", str(product.venv()), *example.options)
+    return Site(x.port)
+
+
 @pytest.fixture(params=["LoadModule", "express"])
-def serve(request, apache, express):
+def serve(request, apache, express) -> Callable[[str], Site]:
     """Serves an example by name in one of the two ways."""
-
-    def by_module(name: str, *options: str) -> Site:
-        server: Apache = apache(start=False)
-        script = place(name, server.apps / "examples")
-        home = f"python-home={product.venv()}"
-        server.config = (
-            f"WSGIDaemonProcess example {home} home={script.parent} python-path={script.parent}\n"
-            f"WSGIScriptAlias / {script} process-group=example application-group=%{{GLOBAL}}\n"
-        )
-        static = script.parent / "static"
-        if static.is_dir() and name == "django":
-            server.config = f"Alias /static {static}\n" + server.config
-        server.log.allow(r"\[wsgi:(warn|error)\].*(Not Found|Forbidden|Unauthorized)")
-        return Site(server.start().port)
-
-    def by_express(name: str, *options: str) -> Site:
-        x: Express = express()
-        script = place(name, x.work)
-        x.start(str(script), "--python", str(product.venv()), "--working-directory", str(script.parent), *options)
-        return Site(x.port)
-
-    return by_module if request.param == "LoadModule" else by_express
+    if request.param == "LoadModule":
+        return lambda name: through_module(apache, name)
+    return lambda name: through_express(express, name)
 
 
 def test_hello(serve) -> None:
     """R9: examples/hello."""
-    site = serve("hello")
-    r = site.get("/")
+    r = serve("hello").get("/")
     assert r.status == 200 and r.complete and b"ello" in r.body
 
 
 def test_flask(serve) -> None:
-    """R9: examples/flask."""
+    """R9: examples/flask: page, form, JSON, 404."""
     site = serve("flask")
-    r = site.get("/")
-    assert r.status == 200 and r.body
+    assert "Hello, world" in site.get("/").text
+    form = [("Content-Type", "application/x-www-form-urlencoded")]
+    assert "Hello, J\xfcrgen" in site.get("/", method="POST", headers=form, body=b"name=J%C3%BCrgen").text
+    fields = [("Content-Type", "application/json"), ("User-Agent", "mwr-test")]
+    r = site.get("/api/echo", method="POST", headers=fields, body=b'{"a": [1, null]}')
+    assert json.loads(r.body) == {"received": {"a": [1, None]}, "agent": "mwr-test"}
     assert site.get("/no/such/page").status == 404
 
 
 def test_streaming(serve) -> None:
-    """R9: examples/streaming: server-sent events arrive one by one."""
+    """R9: examples/streaming: server-sent events arrive one by one, not all at the end."""
     site = serve("streaming")
-    r = site.get("/")
-    assert r.status == 200
-    targets = ["/events", *re.findall(r"""EventSource\(["']([^"']+)""", r.text)]
+    assert "EventSource" in site.get("/").text
     with http.Connection(site.port) as c:
-        target = next((t for t in targets if t.startswith("/")), "/" + targets[-1])
-        c.send(http.build(target=target, headers=[("Accept", "text/event-stream")]))
+        c.send(http.build(target="/events?count=3&interval=0.3", headers=[("Accept", "text/event-stream")]))
         head = c.head()
         assert head.status == 200 and head.header("Content-Type").startswith("text/event-stream")
-        first, second = c.read_chunk(), c.read_chunk()
-        assert first and second and (b"data:" in first or b"data:" in second)
+        chunks = []
+        while piece := c.read_chunk():
+            chunks.append(piece)
+        assert piece == b"", "ended properly"
+    assert len(chunks) >= 3 and chunks[0].startswith(b"id: 1\ndata: event 1 of 3")
+    assert b"".join(chunks).endswith(b"event: end\ndata: that was all\n\n")
 
 
-def cookies(r: http.Response, old: dict[str, str]) -> dict[str, str]:
-    new = dict(old)
-    for v in r.all("Set-Cookie"):
-        key, _, value = v.split(";")[0].partition("=")
-        new[key] = value
-    return new
+class Browser:
+    """Keeps cookies and fills in the CSRF token, as a browser does."""
 
+    def __init__(self, site: Site):
+        self.site, self.jar = site, dict[str, str]()
 
-def header(jar: dict[str, str]) -> tuple[str, str]:
-    return ("Cookie", "; ".join(f"{k}={v}" for k, v in jar.items()))
+    def _fields(self) -> list[tuple[str, str]]:
+        return [("Cookie", "; ".join(f"{k}={v}" for k, v in self.jar.items()))] if self.jar else []
+
+    def _keep(self, r: http.Response) -> http.Response:
+        for v in r.all("Set-Cookie"):
+            key, _, value = v.split(";")[0].partition("=")
+            self.jar[key] = value
+        return r
+
+    def get(self, target: str) -> http.Response:
+        return self._keep(self.site.get(target, headers=self._fields()))
+
+    def post(
+        self, target: str, fields: dict[str, str], files: dict[str, tuple[str, bytes]] | None = None
+    ) -> http.Response:
+        page = self.get(target).text
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
+        assert token, "the form has a CSRF token"
+        edge = "mwr-boundary-5c2"
+        body = b""
+        for key, value in {**fields, "csrfmiddlewaretoken": token[1]}.items():
+            body += f'--{edge}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
+        for key, (name, data) in (files or {}).items():
+            body += f'--{edge}\r\nContent-Disposition: form-data; name="{key}"; filename="{name}"\r\n\r\n'.encode()
+            body += data + b"\r\n"
+        body += f"--{edge}--\r\n".encode()
+        headers = [*self._fields(), ("Content-Type", f"multipart/form-data; boundary={edge}")]
+        return self._keep(self.site.get(target, method="POST", headers=headers, body=body))
 
 
 def test_django(serve) -> None:
-    """R9: examples/django: index, admin login page with its static files, CSRF-protected upload form, SQLite."""
-    site = serve("django")
-    r = site.get("/")
-    assert r.status in (200, 302), r.text[:500]
-    admin = site.get("/admin/login/")
-    assert admin.status == 200 and "csrfmiddlewaretoken" in admin.text
-    css = re.search(r'href="([^"]+\.css)"', admin.text)
+    """R9: examples/django: upload form with CSRF token, SQLite, attachment, admin with login, static files."""
+    browser = Browser(serve("django"))
+    assert browser.get("/").status == 200
+    data = os.urandom(300000)
+    form = browser.get("/").text
+    names = re.findall(r'<(?:input|textarea)[^>]* name="(\w+)"', form)
+    texts = {n: f"note about {n}" for n in names if n not in ("csrfmiddlewaretoken", "attachment")}
+    assert texts and "attachment" in names
+    r = browser.post("/", texts, {"attachment": ("file.bin", data)})
+    assert r.status == 302, r.text[:1000]
+    page = browser.get("/").text
+    assert next(iter(texts.values())) in page
+    link = re.search(r'href="(/attachment/\d+/)"', page)
+    assert link
+    r = browser.get(link[1])
+    assert r.status == 200 and r.complete and r.body == data
+    css = re.search(r'href="(/static/[^"]+\.css)"', page)
     assert css
-    r = site.get(css[1])
+    r = browser.get(css[1])
     assert r.status == 200 and r.header("Content-Type").startswith("text/css")
-    jar = cookies(admin, {})
-    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', admin.text)[1]
-    body = f"csrfmiddlewaretoken={token}&username=nobody&password=wrong&next=/admin/".encode()
-    fields = [
-        header(jar),
-        ("Content-Type", "application/x-www-form-urlencoded"),
-        ("Referer", f"http://localhost:{site.port}/admin/login/"),
-    ]
-    r = site.get("/admin/login/", method="POST", headers=fields, body=body)
-    assert r.status == 200 and "correct" in r.text, "the database was asked"
+    r = browser.post("/admin/login/?next=/admin/", {"username": "boss", "password": "wrong"})
+    assert r.status == 200 and "correct" in r.text
+    r = browser.post("/admin/login/?next=/admin/", {"username": "boss", "password": "only-for-tests"})
+    assert r.status == 302 and r.header("Location") == "/admin/"
+    assert "Site administration" in browser.get("/admin/").text
