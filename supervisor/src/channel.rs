@@ -54,9 +54,9 @@ impl Channel {
         Ok(Channel { socket, input, fds, output, closed: false, heard: false })
     }
 
-    /// Reads what is there. `Err(Closed)` only once every whole message before the end has been given by [`next`].
+    /// Reads what is there. `Err(Closed)` only once every whole message before the end has been given by [`message`].
     ///
-    /// [`next`]: Channel::next
+    /// [`message`]: Channel::message
     pub fn fill(&mut self) -> Result<(), Error> {
         let mut buf = [0; 8192];
         // Bounded, so that one busy peer cannot keep the thread.
@@ -88,7 +88,7 @@ impl Channel {
     }
 
     /// The next whole message, if one has come. `Err(Closed)`: none is left and none will come.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         match control::decode(&self.input)? {
             Some((message, used)) => {
                 self.input.drain(..used);
@@ -226,10 +226,10 @@ mod tests {
         b.fill().unwrap();
         b.fill().unwrap();
         b.fill().unwrap();
-        assert!(matches!(b.next().unwrap(), Some(FromSupervisor::Accepted)));
-        assert!(matches!(b.next().unwrap(), Some(FromSupervisor::Registered { client: 7 })));
-        assert!(matches!(b.next().unwrap(), Some(FromSupervisor::Stopped)));
-        assert!(matches!(b.next::<FromSupervisor>(), Err(Error::Closed)));
+        assert!(matches!(b.message().unwrap(), Some(FromSupervisor::Accepted)));
+        assert!(matches!(b.message().unwrap(), Some(FromSupervisor::Registered { client: 7 })));
+        assert!(matches!(b.message().unwrap(), Some(FromSupervisor::Stopped)));
+        assert!(matches!(b.message::<FromSupervisor>(), Err(Error::Closed)));
         for r in [&mut r1, &mut r2] {
             std::io::Write::write_all(&mut std::fs::File::from(b.take_fd().unwrap()), b"x").unwrap();
             let mut got = String::new();
@@ -250,12 +250,12 @@ mod tests {
         assert!(a.pending() > 0);
         assert!({
             b.fill().unwrap();
-            matches!(b.next().unwrap(), Some(ToSupervisor::Reloading))
+            matches!(b.message().unwrap(), Some(ToSupervisor::Reloading))
         });
         let got = loop {
             a.flush().unwrap();
             b.fill().unwrap();
-            if let Some(m) = b.next::<FromSupervisor>().unwrap() {
+            if let Some(m) = b.message::<FromSupervisor>().unwrap() {
                 break m;
             }
         };
@@ -279,6 +279,6 @@ mod tests {
         let mut b = Channel::new(b).unwrap();
         std::io::Write::write_all(&mut a, &u32::MAX.to_le_bytes()).unwrap();
         b.fill().unwrap();
-        assert!(matches!(b.next::<ToSupervisor>(), Err(Error::Message(_))));
+        assert!(matches!(b.message::<ToSupervisor>(), Err(Error::Message(_))));
     }
 }

@@ -104,7 +104,7 @@ impl Supervisor {
         let mut result = c.channel.flush().and_then(|()| c.channel.fill());
         while result.is_ok() {
             let Some(c) = self.connections.get_mut(&id) else { return };
-            match c.channel.next::<ToSupervisor>() {
+            match c.channel.message::<ToSupervisor>() {
                 Ok(Some(message)) => result = self.message(id, message, now),
                 Ok(None) => return,
                 Err(e) => result = Err(e),

@@ -252,7 +252,7 @@ impl Keeper {
         let result = channel.flush().and_then(|()| channel.fill());
         let mut failed = result.err();
         while failed.is_none() {
-            let message = match channel.next::<ToKeeper>() {
+            let message = match channel.message::<ToKeeper>() {
                 Ok(Some(m)) => m,
                 Ok(None) => return,
                 Err(e) => {

@@ -51,7 +51,7 @@ impl Pool {
         let Some(mut channel) = self.workers.get_mut(&slot).and_then(|w| w.control.take()) else { return };
         let mut result = channel.flush().and_then(|()| channel.fill());
         while result.is_ok() {
-            match channel.next::<FromWorker>() {
+            match channel.message::<FromWorker>() {
                 Ok(Some(message)) => self.message(slot, message, now, cx),
                 Ok(None) => break,
                 Err(e) => result = Err(e),
@@ -77,7 +77,7 @@ impl Pool {
                 let text =
                     format!("MWR0310: worker {} of {name} has closed its control connection; replaced", w.process.pid);
                 cx.log.event(Level::Error, &text);
-                self.drain(slot, now, "control connection lost");
+                self.drain(slot, now, "signal_pipe_error");
             }
         } else {
             let text = format!("MWR0310: worker {} of {name}: {e}; killed", w.process.pid);
@@ -91,12 +91,17 @@ impl Pool {
         let Some(w) = self.workers.get_mut(&slot) else { return };
         let pid = w.process.pid as u32;
         match message {
-            FromWorker::Log { level, text } => cx.log.line(level, pid, text.as_bytes(), false),
+            FromWorker::Log { level, text } => {
+                let starting = matches!(w.state, State::Starting { .. });
+                cx.log.line(level, pid, text.as_bytes(), starting);
+                if starting {
+                    w.remember(text.as_bytes());
+                }
+            }
             FromWorker::Loaded { script, callable, mtime, error } => {
                 let ok = error.is_none();
                 w.loaded.insert((script.clone(), callable.clone()), Loaded { mtime, error });
                 if ok {
-                    self.logged.remove(&script);
                     self.dirty |= self.scripts.insert((script, callable));
                 }
             }
@@ -116,7 +121,7 @@ impl Pool {
         let known = self.workers.values().any(|w| w.epoch == self.epoch && has_it(w));
         if !known {
             cx.log.event(Level::Info, &format!("{} reloads: {script:?} has changed", self.name()));
-            self.new_epoch();
+            self.new_epoch("script_reload");
         }
         self.touched.insert(script, mtime);
     }
@@ -138,15 +143,8 @@ impl Pool {
                 format!("MWR0308: {name} is not reloaded, {script:?} cannot be loaded; the old code goes on: {error}");
             cx.log.event(Level::Error, &text);
             self.blocked = true;
-            self.exit(slot, now, "reload failed");
+            self.exit(slot, now, "script_reload");
             return;
-        }
-        for ((script, _), error) in errors {
-            if self.logged.get(&script) != Some(&error) {
-                let text = format!("MWR0307: {name}: {script:?} cannot be loaded: {error}");
-                cx.log.event(Level::Error, &text);
-                self.logged.insert(script, error);
-            }
         }
         if let Some(w) = self.workers.get_mut(&slot) {
             w.state = State::Ready;
@@ -186,9 +184,9 @@ impl Pool {
         for slot in slots {
             let Some(state) = self.workers.get(&slot).map(|w| w.state.clone()) else { continue };
             match (state, how) {
-                (State::Starting { .. }, _) => self.exit(slot, now, "shutdown"),
-                (State::Ready, Ending::Graceful) => self.drain(slot, now, "shutdown"),
-                (State::Ready | State::Draining { .. }, Ending::Stop) => self.exit(slot, now, "shutdown"),
+                (State::Starting { .. }, _) => self.exit(slot, now, "shutdown_signal"),
+                (State::Ready, Ending::Graceful) => self.drain(slot, now, "shutdown_signal"),
+                (State::Ready | State::Draining { .. }, Ending::Stop) => self.exit(slot, now, "shutdown_signal"),
                 (State::Draining { .. }, Ending::Graceful) | (State::Exiting { .. }, _) => {}
             }
         }
@@ -227,7 +225,7 @@ impl Pool {
                     Some(why) => what.push_str(why),
                     None => what.push_str(&format!("it ended with {how}")),
                 }
-                let errors = w.load_errors().map(|((s, _), e)| format!("{s:?} cannot be loaded: {e}"));
+                let errors = w.load_errors().map(|((s, _), e)| format!("{s:?} cannot be loaded: {}", last_line(e)));
                 let said: Vec<String> = w.tail.iter().cloned().chain(errors).collect();
                 if !said.is_empty() {
                     what.push_str(&format!("; it said: {}", said.join(" | ")));
@@ -263,4 +261,9 @@ impl Pool {
     pub(crate) fn longest_end(&self) -> Duration {
         seconds(self.group.graceful_timeout) + seconds(self.group.shutdown_timeout) + Duration::from_secs(1)
     }
+}
+
+/// The line of a traceback that names the exception.
+fn last_line(text: &str) -> &str {
+    text.trim_end().lines().next_back().unwrap_or("")
 }

@@ -82,8 +82,8 @@ pub struct Pool {
     pub scripts: BTreeSet<(String, String)>,
     /// Last reported modification time of touched scripts.
     pub touched: BTreeMap<String, u64>,
-    /// Load errors that have been logged already, by script.
-    pub logged: BTreeMap<String, String>,
+    /// Why the present epoch began, in mod_wsgi's words for subscribers of `process_stopping`.
+    pub roll_reason: &'static str,
     /// The pool of another shape that takes over when it has a ready worker.
     pub successor: Option<u32>,
     /// The newest configuration lacks this group; it goes when the server processes of older generations have gone,
@@ -153,7 +153,7 @@ impl Pool {
             blocked: false,
             scripts: BTreeSet::new(),
             touched: BTreeMap::new(),
-            logged: BTreeMap::new(),
+            roll_reason: "graceful_signal",
             successor: None,
             vanished: None,
             retired: None,
@@ -224,14 +224,15 @@ impl Pool {
         }
         (self.group, self.preload, self.vanished, self.successor) = (group, preload, None, None);
         if changed || roll {
-            self.new_epoch();
+            self.new_epoch("graceful_signal");
         }
         self.dirty = true;
     }
 
     /// Every worker is to be replaced.
-    pub fn new_epoch(&mut self) {
+    pub fn new_epoch(&mut self, reason: &'static str) {
         self.epoch += 1;
+        self.roll_reason = reason;
         self.blocked = false;
         self.backoff.reset();
         self.quick_deaths = 0;
@@ -439,7 +440,7 @@ impl Pool {
         while self.retired.is_none() && self.ready() > target {
             let oldest = self.workers.values().filter(|w| w.state == State::Ready).min_by_key(|w| (w.epoch, w.started));
             let Some(slot) = oldest.map(|w| w.slot) else { break };
-            let reason = if target == 0 { "idle" } else { "reload" };
+            let reason = if target == 0 { "inactivity_timeout" } else { self.roll_reason };
             self.drain(slot, now, reason);
         }
     }

@@ -147,7 +147,7 @@ impl Supervisor {
         let mut held: Vec<(String, String, Vec<OwnedFd>)> = Vec::new();
         'handover: loop {
             keeper.fill()?;
-            while let Some(message) = keeper.next::<FromKeeper>()? {
+            while let Some(message) = keeper.message::<FromKeeper>()? {
                 match message {
                     FromKeeper::Start { run_directory, executable, server_uid, server_gid, restarted } => {
                         let listener = keeper.take_fd().ok_or(Error::Handover)?;
@@ -405,7 +405,7 @@ impl Supervisor {
         let Some(mut keeper) = self.cx.keeper.take() else { return };
         let mut result = keeper.flush().and_then(|()| keeper.fill());
         while result.is_ok() {
-            match keeper.next::<FromKeeper>() {
+            match keeper.message::<FromKeeper>() {
                 Ok(Some(FromKeeper::Reaped { pid, how })) => {
                     let find = |p: &Pool| p.foreign.iter().find(|(_, f)| f.process.pid == pid).map(|(s, _)| *s);
                     let pool = self.pools.values_mut().find_map(|p| find(p).map(|slot| (p, slot)));

@@ -261,26 +261,27 @@ impl Worker {
     /// Reads both pipes into the log. While it starts, lines are written whatever the log level, and remembered.
     pub fn read_outputs(&mut self, cx: &mut Context) {
         let starting = matches!(self.state, State::Starting { .. });
-        let tail = &mut self.tail;
-        for (i, slot) in self.outputs.iter_mut().enumerate() {
-            let Some(output) = slot else { continue };
+        for i in 0..self.outputs.len() {
+            let Some(mut output) = self.outputs[i].take() else { continue };
             let (level, pid) = (output.level, output.pid as u32);
             let open = output.read(|line| {
                 cx.log.line(level, pid, line, starting && i == 1);
                 if starting && i == 1 {
-                    if tail.len() == TAIL {
-                        tail.pop_front();
-                    }
-                    tail.push_back(String::from_utf8_lossy(line).into_owned());
+                    self.remember(line);
                 }
             });
-            if !open {
-                *slot = None;
+            if open {
+                self.outputs[i] = Some(output);
             }
         }
-        if !starting && !self.tail.is_empty() {
-            self.tail = VecDeque::new();
+    }
+
+    /// Keeps a line that may explain a failed start.
+    pub fn remember(&mut self, line: &[u8]) {
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
         }
+        self.tail.push_back(String::from_utf8_lossy(line).into_owned());
     }
 
     /// Errors of its load set: script, callable, traceback.

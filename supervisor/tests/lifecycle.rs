@@ -200,7 +200,7 @@ fn receive(channel: &mut Channel) -> Option<FromSupervisor> {
     let mut answer = None;
     until("an answer", || {
         channel.fill().unwrap();
-        match channel.next() {
+        match channel.message() {
             Ok(Some(m)) => {
                 answer = Some(m);
                 Some(())
@@ -246,5 +246,188 @@ fn a_worker_starts_serves_its_table_and_stops_with_the_server() {
     assert!(token.bytes().is_some());
     let log = h.log();
     assert!(log.contains(&format!("[wsgi:warn] [pid {pid}] started\\x1b in {}", h.dir.display())), "{log}");
+    h.stop();
+}
+
+#[test]
+fn a_killed_worker_is_replaced_at_once() {
+    let mut h = House::new("kill");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group]);
+    let (table, ..) = {
+        h.one_ready(0);
+        h.table("").unwrap()
+    };
+    let old = h.one_ready(0);
+    kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    let new = h.one_ready(old);
+    let slots: Vec<_> = (0..table.shape().slots).filter(|s| table.pid(*s) as i32 == new).collect();
+    assert_eq!(slots.len(), 1);
+    let log = h.log();
+    assert!(
+        log.contains(&format!("MWR0306: worker {old} of group \"blog\" ended unexpectedly with signal 9")),
+        "{log}"
+    );
+    h.stop();
+}
+
+#[test]
+fn a_restart_of_the_server_rolls_new_before_old_on_the_same_table() {
+    let mut h = House::new("roll");
+    h.start();
+    let mut group = h.group();
+    group.processes = 2;
+    h.configure(vec![group.clone()]);
+    until("two ready", || (h.workers("ready").len() == 2).then_some(()));
+    let old: Vec<i32> = h.workers("ready").iter().map(|w| w.0).collect();
+    let (table, token, _dir) = h.table("").unwrap();
+    let former = h.master.take();
+    h.configure(vec![group]);
+    drop(former);
+    let mut least = usize::MAX;
+    until("two new ones", || {
+        let slots = 0..table.shape().slots;
+        least = least.min(slots.filter(|s| table.slot(*s).1 == mod_wsgi_scoreboard::SlotState::Ready).count());
+        let ready = h.workers("ready");
+        (ready.len() == 2 && ready.iter().all(|w| !old.contains(&w.0))).then_some(())
+    });
+    assert!(least >= 2, "never fewer than before: {least}");
+    let (again, same, _dir) = h.table("").unwrap();
+    assert!(same == token && again.pid(0) == table.pid(0));
+    until("old ones have gone", || old.iter().all(|p| !is_running(*p)).then_some(()));
+    h.stop();
+}
+
+#[test]
+fn a_new_supervisor_keeps_the_table_and_replaces_the_workers() {
+    let mut h = House::new("crash");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group]);
+    let old = h.one_ready(0);
+    let (table, token, _dir) = h.table("").unwrap();
+    let register = ToSupervisor::Register { secret: h.secret(), client: None };
+    let (answer, connection) = h.ask(&register);
+    assert!(matches!(answer, Some(FromSupervisor::Registered { client: 1 })), "{answer:?}");
+    drop(connection);
+    let supervisor = h.status()["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
+    let new = h.one_ready(old);
+    assert_ne!(h.status()["pid"].as_i64().unwrap() as i32, supervisor);
+    let (again, same, _dir) = h.table("").unwrap();
+    assert!(same == token && again.slot(0) == table.slot(0));
+    assert!((0..table.shape().slots).any(|s| table.pid(s) as i32 == new));
+    let (answer, _again) = h.ask(&ToSupervisor::Register { secret: h.secret(), client: Some(1) });
+    assert!(matches!(answer, Some(FromSupervisor::Registered { client: 1 })), "{answer:?}");
+    let (answer, _other) = h.ask(&register);
+    assert!(matches!(answer, Some(FromSupervisor::Registered { client: 2.. })), "{answer:?}");
+    until("the old worker has gone", || (!is_running(old)).then_some(()));
+    assert!(h.log().contains("MWR0301: the supervisor ended with signal 9 (SIGKILL)"));
+    h.stop();
+}
+
+#[test]
+fn strangers_and_too_many_application_groups_are_refused() {
+    let mut h = House::new("refuse");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group]);
+    let table = |secret, group: &str| ToSupervisor::Table { secret, group: group.into(), application: "".into() };
+    let refused = |m| match h.ask(&m).0 {
+        Some(FromSupervisor::Refused { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    let wrong = Secret::from_bytes(&[99; 16]);
+    assert_eq!(refused(table(wrong.clone(), "blog")), RefusedReason::Secret);
+    assert_eq!(refused(ToSupervisor::Register { secret: wrong, client: None }), RefusedReason::Secret);
+    assert_eq!(refused(table(h.secret(), "shop")), RefusedReason::Group);
+    h.table("a").unwrap();
+    h.table("b").unwrap();
+    assert_eq!(h.table("c").err(), Some(RefusedReason::ApplicationGroups));
+    assert_eq!(h.table("c").err(), Some(RefusedReason::ApplicationGroups));
+    h.table("a").unwrap();
+    let log = h.log();
+    assert_eq!(log.matches("MWR0316").count(), 1, "{log}");
+    assert!(log.contains("maximum-application-groups=2") && log.contains("%{GLOBAL}"));
+    h.stop();
+}
+
+#[test]
+fn a_worker_that_cannot_start_fails_the_pool_with_a_reason() {
+    let mut h = House::new("fail");
+    h.start();
+    let mut group = h.group();
+    group.env.insert("FAKE".into(), "broken".into());
+    h.configure(vec![group.clone()]);
+    let (table, ..) = h.table("").unwrap();
+    until("failed", || (table.pool() == mod_wsgi_scoreboard::PoolState::Failed).then_some(()));
+    until("a reason", || {
+        h.log().contains("it ended with exit code 3; it said: Traceback: no module named encodings").then_some(())
+    });
+    // A mended configuration starts at once.
+    group.env.clear();
+    group.env.insert("PATH".into(), "/usr/bin:/bin".into());
+    h.configure(vec![group.clone()]);
+    h.one_ready(0);
+    until("active", || (table.pool() == mod_wsgi_scoreboard::PoolState::Active).then_some(()));
+    group.python = h.dir.join("missing").to_str().unwrap().into();
+    let old = h.one_ready(0);
+    h.configure(vec![group]);
+    until("an honest message", || h.log().contains("cannot execute").then_some(()));
+    assert_eq!(h.one_ready(0), old, "the old worker goes on");
+    h.stop();
+}
+
+#[test]
+fn a_touched_script_rolls_unless_it_is_broken() {
+    let mut h = House::new("touch");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group]);
+    let first = h.one_ready(0);
+    std::fs::write(h.dir.join("app.py"), "raise\n").unwrap();
+    until("the reload is refused", || h.log().contains("MWR0308").then_some(()));
+    assert_eq!(h.one_ready(0), first);
+    std::fs::write(h.dir.join("app.py"), "application = 2\n").unwrap();
+    h.one_ready(first);
+    assert_eq!(h.log().matches("MWR0308").count(), 1, "{}", h.log());
+    h.stop();
+}
+
+#[test]
+fn a_changed_shape_is_a_new_table_and_the_old_one_is_retired() {
+    let mut h = House::new("shape");
+    h.start();
+    let mut group = h.group();
+    h.configure(vec![group.clone()]);
+    let first = h.one_ready(0);
+    let (old, token, _dir) = h.table("").unwrap();
+    group.threads = 5;
+    h.configure(vec![group]);
+    let second = until("the old table retires", || {
+        (old.pool() == mod_wsgi_scoreboard::PoolState::Retired).then(|| h.table("").unwrap())
+    });
+    assert!(second.1 != token && second.0.shape().threads == 5);
+    h.one_ready(first);
+    until("the old worker has gone", || (!is_running(first)).then_some(()));
+    h.configure(vec![]);
+    until("no worker is left", || h.workers("ready").is_empty().then_some(()));
+    h.stop();
+}
+
+#[test]
+fn idle_application_groups_end_and_wake() {
+    let mut h = House::new("idle");
+    h.start();
+    let mut group = h.group();
+    group.application_idle = 0.3;
+    h.configure(vec![group]);
+    let (table, ..) = h.table("x").unwrap();
+    until("ready", || (table.slot(0).1 == mod_wsgi_scoreboard::SlotState::Ready).then_some(()));
+    until("idle", || (table.pool() == mod_wsgi_scoreboard::PoolState::Idle).then_some(()));
+    until("ended", || (h.workers("ready").len() == 1).then_some(()));
+    table.set_wanted();
+    until("awake", || (h.workers("ready").len() == 2).then_some(()));
     h.stop();
 }
