@@ -50,13 +50,18 @@ impl Connection {
 impl Supervisor {
     /// Accepts what has connected.
     pub(crate) fn accept(&mut self, now: Instant) {
-        while self.connections.len() < MAX_CONNECTIONS {
+        loop {
+            if self.connections.len() >= MAX_CONNECTIONS {
+                self.accept_after = now + Duration::from_secs(1);
+                return;
+            }
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // Out of descriptors, most likely: the next turn tries again.
+                    // Out of descriptors, most likely.
+                    self.accept_after = now + Duration::from_secs(1);
                     self.cx.log.event(Level::Error, &format!("MWR0312: ctl.sock: cannot accept: {e}"));
                     return;
                 }

@@ -19,7 +19,7 @@ pub struct Context {
     /// `None`: the keeper was killed; everything goes on without it.
     pub keeper: Option<Channel>,
     pub run: RunDir,
-    /// This program, for `exec-worker`.
+    /// Where this program lies on disk.
     pub executable: PathBuf,
     /// Directory of the worker files.
     pub worker_dir: PathBuf,

@@ -16,6 +16,8 @@ pub enum ToKeeper {
     Forget { key: String },
     /// The current error log comes with this message.
     Log,
+    /// It exits to make room for the program that an upgrade has put in its place: no failure.
+    Replace,
 }
 
 /// Keeper to supervisor.

@@ -96,6 +96,8 @@ struct Running {
     since: Instant,
     /// `None`: it has closed its end or spoken nonsense; its exit follows.
     channel: Option<Channel>,
+    /// It exits to be replaced by a newer program.
+    replace: bool,
 }
 
 struct Keeper {
@@ -201,7 +203,7 @@ impl Keeper {
         let mut channel = Channel::new(ours)?;
         let told = self.tell_everything(&mut channel);
         self.started_before = true;
-        self.supervisor = Some(Running { pid, since: now, channel: Some(channel) });
+        self.supervisor = Some(Running { pid, since: now, channel: Some(channel), replace: false });
         if let Err(e) = told {
             let text = format!("MWR0303: the supervisor does not take what it needs: {e}");
             self.log.event(Level::Error, &text);
@@ -265,6 +267,7 @@ impl Keeper {
                     let fds: Vec<_> = (0..fds).map_while(|_| channel.take_fd()).collect();
                     self.held.insert(key, Held { record, fds });
                 }
+                ToKeeper::Replace => running.replace = true,
                 ToKeeper::Forget { key } => drop(self.held.remove(&key)),
                 ToKeeper::Log => {
                     if let Some(fd) = channel.take_fd() {
@@ -316,7 +319,7 @@ impl Keeper {
     }
 
     fn supervisor_ended(&mut self, how: &str, success: bool) -> bool {
-        let since = self.supervisor.take().map(|s| s.since);
+        let last = self.supervisor.take();
         if self.ending {
             self.dir.remove_ctl();
             return true;
@@ -325,8 +328,12 @@ impl Keeper {
         if success {
             return self.finish();
         }
-        if since.is_some_and(|s| now.duration_since(s) >= SETTLED) {
+        if last.as_ref().is_some_and(|s| now.duration_since(s.since) >= SETTLED) {
             self.backoff.reset();
+        }
+        if last.is_some_and(|s| s.replace) && self.backoff.failures() == 0 {
+            self.log.event(Level::Notice, "the program has been replaced: the new one takes over");
+            return false;
         }
         let wait = self.backoff.fail(now);
         if self.backoff.failures() > HOPELESS && !self.a_master_lives() {

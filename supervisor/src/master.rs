@@ -23,8 +23,11 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Watches the process that has `pid` now.
+    /// Watches the process that has `pid` now. 0 is a process of another pid namespace: its connection tells.
     pub fn new(pid: i32) -> Watched {
+        if pid <= 0 {
+            return Watched { process: ProcessId { pid, start: 0 }, pidfd: None, ended: false };
+        }
         match sys::pidfd_open(pid) {
             Ok(pidfd) => Watched { process: ProcessId::of(pid), pidfd, ended: false },
             Err(_) => Watched { process: ProcessId { pid, start: 0 }, pidfd: None, ended: true },
@@ -54,7 +57,7 @@ impl Watched {
                     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
                     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
                 }
-                None => !self.process.is_alive(),
+                None => self.process.pid > 0 && !self.process.is_alive(),
             };
         }
         self.ended

@@ -4,7 +4,9 @@
 use crate::channel::{self, Channel};
 use crate::connections::Connection;
 use crate::context::Context;
-use crate::held::{CLIENTS, FromKeeper, MASTER, MasterRecord, POOL, PoolRecord, ProcessId, WORKER, WorkerRecord};
+use crate::held::{
+    CLIENTS, FromKeeper, MASTER, MasterRecord, POOL, PoolRecord, ProcessId, ToKeeper, WORKER, WorkerRecord,
+};
 use crate::log::Log;
 use crate::master::{Client, Master, Numbers};
 use crate::pool::{Ending, Pool};
@@ -68,6 +70,8 @@ pub struct Supervisor {
     pub register_until: Instant,
     pub pools: BTreeMap<u32, Pool>,
     pub next_pool: u32,
+    /// Accepting failed: not tried again before.
+    pub accept_after: Instant,
     /// SIGTERM has come.
     pub terminating: bool,
     /// Stays without servers until then.
@@ -198,6 +202,7 @@ impl Supervisor {
             register_until: if restarted { now + REGISTER_TIME } else { now },
             pools: BTreeMap::new(),
             next_pool: 1,
+            accept_after: now,
             terminating: false,
             linger: now + FIRST_SERVER,
             replace: false,
@@ -276,6 +281,9 @@ impl Supervisor {
         let mut next = now + Duration::from_secs(60);
         self.check_connections(now, &mut next);
         self.check_servers(now, &mut next);
+        if self.accept_after > now {
+            next = next.min(self.accept_after);
+        }
         if self.register_until > now {
             next = next.min(self.register_until);
         }
@@ -317,6 +325,7 @@ impl Supervisor {
     fn is_over(&mut self, now: Instant) -> Option<End> {
         let quiet = self.connections.values().all(|c| c.channel.pending() == 0);
         if self.replace && quiet {
+            self.cx.tell(&ToKeeper::Replace, &[]);
             return Some(End::Replace);
         }
         if !self.masters.is_empty() || !self.pools.is_empty() || !quiet {
@@ -334,7 +343,9 @@ impl Supervisor {
         let next = if self.masters.is_empty() { next.min(self.linger.max(Instant::now())) } else { next };
         let mut set: (Vec<PollFd<'_>>, Vec<Source>) = (Vec::new(), Vec::new());
         add(&mut set, Source::Signals, signals.as_fd(), false);
-        add(&mut set, Source::Listener, self.listener.as_fd(), false);
+        if self.accept_after <= Instant::now() {
+            add(&mut set, Source::Listener, self.listener.as_fd(), false);
+        }
         if let Some(k) = &self.cx.keeper {
             add(&mut set, Source::Keeper, k.as_fd(), k.pending() > 0);
         }

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -162,8 +163,9 @@ impl Worker {
         let (control, theirs) = UnixStream::pair()?;
         let (out_read, out_write) = std::io::pipe()?;
         let (err_read, err_write) = std::io::pipe()?;
-        let mut command = Command::new(&cx.executable);
-        command.arg("exec-worker").env_clear().current_dir("/");
+        // The running program, not what an upgrade may have put in its place: the plan has the form this build knows.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(&cx.executable).arg("exec-worker").env_clear().current_dir("/");
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(err_write.try_clone()?);
         let child = command.spawn()?;
         drop(command);

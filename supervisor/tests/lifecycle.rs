@@ -431,3 +431,50 @@ fn idle_application_groups_end_and_wake() {
     until("awake", || (h.workers("ready").len() == 2).then_some(()));
     h.stop();
 }
+
+#[test]
+fn a_killed_keeper_leaves_the_workers_and_is_replaced_at_the_next_start() {
+    let mut h = House::new("keeper");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group.clone()]);
+    let first = h.one_ready(0);
+    let supervisor = h.status()["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(parent_of(supervisor).unwrap()), Signal::SIGKILL).unwrap();
+    until("the loss is logged", || h.log().contains("MWR0304").then_some(()));
+    assert!(is_running(first) && h.one_ready(0) == first);
+    assert_eq!(h.start(), 0);
+    let mut former = h.master.take().unwrap();
+    h.configure(vec![group]);
+    assert_ne!(h.status()["pid"].as_i64().unwrap() as i32, supervisor);
+    h.one_ready(first);
+    assert!(is_running(first), "the server's old processes still have it");
+    former.send(&ToSupervisor::Stop, &[]).unwrap();
+    assert!(matches!(receive(&mut former), Some(FromSupervisor::Stopped)));
+    until("the old ones have gone", || (!is_running(first) && !is_running(supervisor)).then_some(()));
+    h.stop();
+}
+
+#[test]
+fn sigterm_to_the_keeper_ends_everything() {
+    let mut h = House::new("term");
+    h.start();
+    let group = h.group();
+    h.configure(vec![group]);
+    let worker = h.one_ready(0);
+    let supervisor = h.status()["pid"].as_i64().unwrap() as i32;
+    let keeper = parent_of(supervisor).unwrap();
+    kill(Pid::from_raw(keeper), Signal::SIGTERM).unwrap();
+    until("all have gone", || [worker, supervisor, keeper].iter().all(|p| !is_running(*p)).then_some(()));
+    assert!(!h.dir.join("run/ctl.sock").exists());
+}
+
+#[test]
+fn a_run_directory_of_others_is_refused_with_one_line() {
+    let h = House::new("owner");
+    std::fs::create_dir(h.dir.join("run")).unwrap();
+    std::fs::set_permissions(h.dir.join("run"), PermissionsExt::from_mode(0o777)).unwrap();
+    assert_eq!(h.start(), 1);
+    let log = h.log();
+    assert!(log.lines().count() == 1 && log.contains("MWR0303") && log.contains("0711"), "{log}");
+}
