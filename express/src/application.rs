@@ -1,5 +1,6 @@
 //! Which application is meant: a script file, or `package.module:callable`.
 
+use crate::access::{Need, first_blocked};
 use crate::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,13 @@ fn why_missing(name: &str, path: &Path) -> String {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => "it is a directory; name the script in it".into(),
         Ok(_) => "it is no regular file".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let absolute = std::path::absolute(path).unwrap_or(path.to_path_buf());
+            match first_blocked(&absolute, Need::Read) {
+                Some((blocker, _)) => format!("'{}' does not let this user in", blocker.display()),
+                None => e.to_string(),
+            }
+        }
         Err(e) if is_dotted_name(name) && !name.ends_with(".wsgi") && !name.ends_with(".py") => {
             format!("{e}; for a module write {name}:application")
         }

@@ -20,9 +20,7 @@ pub fn status(directory: &Path, json: bool) -> Result<u8, Error> {
     if json {
         println!("{value}");
     } else {
-        let mut out = String::new();
-        write_value(&mut out, &value, 0);
-        print!("{out}");
+        print!("{}", describe(&value));
     }
     Ok(0)
 }
@@ -69,40 +67,49 @@ fn ask(directory: &Path) -> Result<Value, Error> {
     }
 }
 
-/// Indented `key: value` lines; lists of objects get a dash each.
-fn write_value(out: &mut String, value: &Value, depth: usize) {
-    let pad = "  ".repeat(depth);
-    match value {
-        Value::Object(map) => {
-            for (key, inner) in map {
-                if inner.is_object() || inner.as_array().is_some_and(|a| !a.is_empty()) {
-                    out.push_str(&format!("{pad}{key}:\n"));
-                    write_value(out, inner, depth + 1);
-                } else {
-                    out.push_str(&format!("{pad}{key}: {}\n", scalar(inner)));
-                }
-            }
+/// The status for people: one line a pool of workers, one a worker.
+fn describe(status: &Value) -> String {
+    let mut out = format!("supervisor {}\n", shown(&status["pid"]));
+    for pool in status["pools"].as_array().into_iter().flatten() {
+        let group = match pool["group"].as_str() {
+            None | Some("") => "(automatic group)".into(),
+            Some(name) => format!("group {name}"),
+        };
+        let application = pool["application"].as_str().filter(|a| !a.is_empty()).unwrap_or("%{GLOBAL}");
+        let workers = pool["workers"].as_array().map_or(&[][..], Vec::as_slice);
+        out.push_str(&format!(
+            "{}, application group {}: {}, {} of {} workers, {} threads each\n",
+            group.escape_debug(),
+            application.escape_debug(),
+            shown(&pool["state"]),
+            workers.len(),
+            shown(&pool["target"]),
+            shown(&pool["threads"]),
+        ));
+        for worker in workers {
+            out.push_str(&format!(
+                "  worker {}: {}, {} s old, Python {}, {} requests, {} running, {} waiting\n",
+                shown(&worker["pid"]),
+                shown(&worker["state"]),
+                worker["age"].as_f64().map_or("-".into(), |age| format!("{age:.0}")),
+                shown(&worker["python"]),
+                shown(&worker["requests"]),
+                shown(&worker["running"]),
+                shown(&worker["sent"]),
+            ));
         }
-        Value::Array(items) => {
-            for item in items {
-                if item.is_object() {
-                    let mut text = String::new();
-                    write_value(&mut text, item, depth + 1);
-                    out.push_str(&format!("{pad}- {}", text.trim_start()));
-                } else {
-                    out.push_str(&format!("{pad}- {}\n", scalar(item)));
-                }
-            }
+        if let Some(last) = pool["last_exit"].as_str().filter(|l| !l.is_empty()) {
+            out.push_str(&format!("  last end of a worker: {}\n", last.escape_debug()));
         }
-        _ => out.push_str(&format!("{pad}{}\n", scalar(value))),
     }
+    out
 }
 
-fn scalar(value: &Value) -> String {
+/// A number or text; control characters escaped, since names come from configuration and workers.
+fn shown(value: &Value) -> String {
     match value {
-        Value::String(text) if text.is_empty() => "-".into(),
+        Value::Null => "-".into(),
         Value::String(text) => text.escape_debug().to_string(),
-        Value::Array(_) => "-".into(),
         other => other.to_string(),
     }
 }
@@ -113,10 +120,16 @@ mod tests {
 
     #[test]
     fn prints_for_people() {
-        let value = serde_json::json!({"groups": [{"name": "blog", "slots": [{"pid": 7}]}], "none": []});
-        let mut out = String::new();
-        write_value(&mut out, &value, 0);
-        assert_eq!(out, "groups:\n  - name: blog\n    slots:\n      - pid: 7\nnone: -\n");
+        let worker = serde_json::json!({"pid": 8, "state": "ready", "age": 2.4, "python": "3.11.2", "requests": 5, "running": 1, "sent": 0});
+        let pool = serde_json::json!({
+            "group": "blog", "application": "", "state": "active", "target": 1, "threads": 5, "workers": [worker], "last_exit": "",
+        });
+        let text = describe(&serde_json::json!({"pid": 7, "pools": [pool]}));
+        assert_eq!(
+            text,
+            "supervisor 7\ngroup blog, application group %{GLOBAL}: active, 1 of 1 workers, 5 threads each\n  \
+             worker 8: ready, 2 s old, Python 3.11.2, 5 requests, 1 running, 0 waiting\n"
+        );
     }
 
     #[test]
