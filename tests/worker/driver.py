@@ -308,7 +308,8 @@ class Client:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             sent = self.sock.sendmsg([data], rights)
             data = data[sent:]
-        self.sock.sendall(data)
+        if data:
+            self.sock.sendall(data)
 
     def frame(self):
         """The next frame: kind, flags, payload. EOFError when the worker closes."""

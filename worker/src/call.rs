@@ -17,15 +17,29 @@ use std::sync::{Arc, Mutex};
 const HELD_SEND: usize = 16 * 1024;
 
 thread_local! {
-    static CURRENT: RefCell<Option<(Arc<Conn>, Py<Call>)>> = const { RefCell::new(None) };
+    /// The connection is taken away before DONE is sent: what is logged later belongs to no request.
+    static CURRENT: RefCell<Option<(Option<Arc<Conn>>, Py<Call>)>> = const { RefCell::new(None) };
 }
 
+/// A request being served: its environ and its call.
+type Active = (Py<PyDict>, Py<Call>);
+
 /// The requests being served, for `mod_wsgi.active_requests`; by serving thread.
-static ACTIVE: Mutex<Vec<Option<(Py<PyDict>, Py<Call>)>>> = Mutex::new(Vec::new());
+static ACTIVE: Mutex<Vec<Option<Active>>> = Mutex::new(Vec::new());
 
 /// The connection of the request that this thread serves.
 pub fn current_conn() -> Option<Arc<Conn>> {
-    CURRENT.try_with(|c| c.try_borrow().ok()?.as_ref().map(|(conn, _)| conn.clone())).ok().flatten()
+    CURRENT.try_with(|c| c.try_borrow().ok()?.as_ref().and_then(|(conn, _)| conn.clone())).ok().flatten()
+}
+
+/// DONE is about to be sent: nothing more of this thread's request may go out on its connection.
+pub fn detach_conn(call: &Call) {
+    call.finish();
+    CURRENT.with_borrow_mut(|c| {
+        if let Some((conn, _)) = c {
+            *conn = None;
+        }
+    });
 }
 
 /// Marks the request this thread serves, until the guard is dropped.
@@ -41,7 +55,7 @@ impl Current {
         environ: &Bound<'_, PyDict>,
         call: &Py<Call>,
     ) -> Self {
-        CURRENT.with_borrow_mut(|c| *c = Some((conn.clone(), call.clone_ref(py))));
+        CURRENT.with_borrow_mut(|c| *c = Some((Some(conn.clone()), call.clone_ref(py))));
         let mut active = lock(&ACTIVE);
         if active.len() <= thread {
             active.resize_with(thread + 1, || None);

@@ -11,13 +11,16 @@ const MAX_KEPT: usize = 256;
 /// Most keys without a number whose objects are kept.
 const MAX_NAMED: usize = 64;
 
+/// Bytes and the str made of them.
+type Known = (Box<[u8]>, Py<PyString>);
+
 /// Builds the environ of one thread's requests.
 pub struct Builder {
     base: Py<PyDict>,
     names: Vec<Py<PyString>>,
     /// The last value of each known key, where it is likely to come again and is no secret.
-    kept: Vec<Option<(Box<[u8]>, Py<PyString>)>>,
-    named: Vec<(Box<[u8]>, Py<PyString>)>,
+    kept: Vec<Option<Known>>,
+    named: Vec<Known>,
     fsdecode: Py<PyAny>,
 }
 

@@ -97,8 +97,7 @@ impl Head {
             return Err(PyValueError::new_err(text));
         }
         // Only names of a length found in the table are compared: the common ones cost one comparison of lengths.
-        let hop = |h: &&str| h.len() == n.len() && h.as_bytes().eq_ignore_ascii_case(&n);
-        if HOP_BY_HOP.iter().any(|h| hop(&h)) {
+        if HOP_BY_HOP.iter().any(|h| h.len() == n.len() && h.as_bytes().eq_ignore_ascii_case(&n)) {
             let text = format!("hop-by-hop header {} belongs to the server", name.repr()?);
             return Err(PyValueError::new_err(text));
         }

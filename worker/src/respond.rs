@@ -189,7 +189,7 @@ impl<'py> Response<'_, 'py> {
         self.runtime.report_exception(self.py, error, self.script);
     }
 
-    /// The last acts before DONE: unfinished lines, dropped records.
+    /// The last acts before DONE: unfinished lines, dropped records. Later records go to the supervisor.
     fn before_done(&self) {
         log::flush_all();
         let dropped = self.conn.take_dropped();
@@ -198,6 +198,7 @@ impl<'py> Response<'_, 'py> {
                 format!("MWR0427: {dropped} log records of this request were dropped, the server did not read them");
             log::record(Level::Warn, &text);
         }
+        call::detach_conn(self.call.get());
     }
 
     fn done(&mut self) -> bool {

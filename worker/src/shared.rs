@@ -206,10 +206,11 @@ impl Shared {
     pub fn close(&self, conn: &Conn) {
         let mut slab = lock(&self.conns);
         let index = conn.key as u32;
-        if let Some((generation, entry)) = slab.entries.get_mut(index as usize) {
-            if *generation == (conn.key >> 32) as u32 && entry.take().is_some() {
-                slab.free.push(index);
-            }
+        if let Some((generation, entry)) = slab.entries.get_mut(index as usize)
+            && *generation == (conn.key >> 32) as u32
+            && entry.take().is_some()
+        {
+            slab.free.push(index);
         }
         drop(slab);
         let _ = nix::sys::socket::shutdown(conn.fd.raw(), nix::sys::socket::Shutdown::Both);

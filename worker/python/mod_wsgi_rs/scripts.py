@@ -97,7 +97,7 @@ def _execute(name):
     module.__mtime__ = mtime
     sys.modules[module.__name__] = module
     try:
-        exec(code, module.__dict__)
+        exec(code, module.__dict__)  # noqa: S102
     except BaseException:
         sys.modules.pop(module.__name__, None)
         raise

@@ -1,0 +1,830 @@
+"""One worker, driven over its sockets: WSGI, frames, logs, forks, scripts, the end of the process."""
+
+import ast
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from worker import driver
+from worker.driver import Worker, wait_for
+
+ROUTES = Path(__file__).with_name("routes.wsgi")
+
+
+def interpreters():
+    """Debian's python3 and, below ~/.pyenv, one of each supported version; what is missing is reported."""
+    found = {}
+    candidates = [Path("/usr/bin/python3"), *sorted(Path.home().glob(".pyenv/versions/3.1*/bin/python"))]
+    for path in candidates:
+        if path.exists():
+            out = subprocess.run([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], stdout=subprocess.PIPE)
+            found.setdefault(out.stdout.decode().strip(), path)
+    return found
+
+
+FOUND = interpreters()
+WANTED = ["3.10", "3.11", "3.12", "3.13"]
+
+
+@pytest.fixture(scope="module", params=WANTED)
+def python(request):
+    if request.param not in FOUND:
+        pytest.skip(f"CPython {request.param} is not installed here")
+    return FOUND[request.param]
+
+
+@pytest.fixture(scope="module")
+def shared_worker(python, tmp_path_factory):
+    """One worker for the tests that leave it as it was."""
+    with Worker(tmp_path_factory.mktemp("w"), python=python, preload=[(ROUTES, "application")], rows=16) as w:
+        w.script = ROUTES
+        w.wait_ready()
+        yield w
+
+
+@pytest.fixture
+def worker(python, tmp_path):
+    with Worker(tmp_path, python=python, preload=[(ROUTES, "application")]) as w:
+        w.script = ROUTES
+        w.wait_ready()
+        yield w
+
+
+@pytest.fixture
+def newest(tmp_path):
+    """For what does not depend on the version: a function that starts workers with one interpreter."""
+    workers = []
+
+    def start(**options):
+        w = Worker(tmp_path, python=FOUND[max(FOUND, key=lambda v: int(v.split(".")[1]))], **options)
+        workers.append(w)
+        w.__enter__()
+        return w
+
+    yield start
+    for w in workers:
+        w.__exit__(None, None, None)
+
+
+# --- requests and responses ---------------------------------------------------------------------------------------
+
+
+def test_hello_is_one_frame(shared_worker):
+    r = shared_worker.get("/")
+    assert (r.status, r.reason, r.body) == (200, b"OK", b"hello")
+    assert r.headers == [("Content-Type", "text/plain")]
+    assert r.frames == [driver.RESPONSE] and r.ended and r.done
+
+
+def test_one_connection_carries_many_requests(shared_worker):
+    with shared_worker.connect() as c:
+        assert c.hello == (1, 0, 1)
+        for _ in range(50):
+            assert c.request("/").body == b"hello"
+
+
+def test_inline_body(shared_worker):
+    assert shared_worker.get("/echo", body=b"some\0bytes").body == b"some\0bytes"
+    assert shared_worker.get("/echo").body == b""
+    big = os.urandom(60_000)
+    assert shared_worker.get("/echo", body=big).body == big
+
+
+def test_body_by_descriptor(shared_worker, tmp_path):
+    data = os.urandom(1_000_000)
+    path = tmp_path / "body"
+    path.write_bytes(data)
+    with open(path, "rb") as f:
+        r = shared_worker.get("/echo", body_fd=f.fileno())
+    assert r.body == data and r.header("X-Length") == ["1000000"]
+
+
+@pytest.mark.parametrize("how", ["inline", "descriptor", "stream"])
+def test_reading_by_lines(shared_worker, tmp_path, how):
+    data = b"one\nlonger\na\nb\nc\nlast"
+    expected = [b"", b"one\n", b"lo", b"nger\n", b"|", b"a\n", b"b\n", b"c\n", b"last"]
+    if how == "inline":
+        body = shared_worker.get("/lines", body=data).body
+    elif how == "descriptor":
+        (tmp_path / "b").write_bytes(data)
+        with open(tmp_path / "b", "rb") as f:
+            body = shared_worker.get("/lines", body_fd=f.fileno()).body
+    else:
+        with shared_worker.connect() as c:
+            row = c.post("/lines", stream=True)
+            assert c.frame()[0] == driver.CONTINUE
+            for i in range(0, len(data), 4):
+                c.send(driver.BODY, data[i : i + 4])
+            c.send(driver.BODY_END)
+            body = c.response().body
+            shared_worker.table.wait_free(row)
+    assert ast.literal_eval(body.decode()) == expected
+
+
+def test_streaming_both_ways(shared_worker):
+    with shared_worker.connect() as c:
+        c.post("/two_reads", stream=True)
+        assert c.frame()[0] == driver.CONTINUE
+        c.send(driver.BODY, b"abcdefg")
+        kind, _, payload = c.frame()
+        assert kind == driver.RESPONSE and payload.endswith(b"[abc]")
+        assert c.frame()[2] == b"[defg]"
+        c.send(driver.BODY, b"hi")
+        c.send(driver.BODY_END)
+        assert c.response().body == b"[hi]"
+        assert c.request("/").body == b"hello"
+
+
+def test_streamed_body_that_is_not_read(shared_worker):
+    with shared_worker.connect() as c:
+        c.post("/early", stream=True)
+        c.send(driver.BODY, b"abc")
+        assert c.response().body == b"not read"
+        c.send(driver.BODY, b"def")
+        c.send(driver.BODY_END)
+        assert c.request("/").body == b"hello"
+
+
+def test_client_gone_while_the_body_is_read(worker):
+    with worker.connect() as c:
+        row = c.post("/echo", stream=True)
+        assert c.frame()[0] == driver.CONTINUE
+        c.send(driver.BODY, b"abc")
+    worker.table.wait_free(row)
+    assert "OSError" in worker.wait_log("OSError")["text"]
+    assert worker.get("/").body == b"hello"
+
+
+def test_environ(shared_worker):
+    environ = {"HTTP_X_NAME": b"caf\xc3\xa9", "HTTP_COOKIE": "a=b", "SSL_SERVER": "x", "DOCUMENT_ROOT": "/s\xc3\xbc".encode("latin-1")}
+    body = shared_worker.get("/env", environ=environ).body
+    e = ast.literal_eval(body.decode("utf-8", "surrogateescape"))
+    assert e["HTTP_X_NAME"] == "caf\u00c3\u00a9"
+    assert (e["HTTP_COOKIE"], e["SSL_SERVER"]) == ("a=b", "x")
+    assert e["DOCUMENT_ROOT"] in ("/s\u00fc", "/s\udcc3\udcbc")
+    assert e["wsgi.version"] == (1, 0) and e["wsgi.url_scheme"] == "http"
+    assert e["wsgi.multithread"] is True and e["wsgi.multiprocess"] is False and e["wsgi.run_once"] is False
+    assert e["wsgi.input_terminated"] is True
+    assert (e["mod_wsgi.process_group"], e["mod_wsgi.application_group"]) == ("test", "")
+    assert e["mod_wsgi.thread_id"] in (0, 1)
+    # A value of the request before never shows in the next.
+    e = ast.literal_eval(shared_worker.get("/env").body.decode())
+    assert "HTTP_X_NAME" not in e and "HTTP_COOKIE" not in e
+
+
+def test_blocks_are_sent_as_they_come(shared_worker):
+    r = shared_worker.get("/stream")
+    assert r.body == b"part0part1part2"
+    assert r.frames == [driver.RESPONSE, driver.DATA, driver.DATA, driver.END, driver.DONE]
+    with shared_worker.connect() as c:
+        begun = time.monotonic()
+        c.post("/slow_stream")
+        assert c.frame()[2].endswith(b"first")
+        assert time.monotonic() - begun < 0.25
+        assert c.response().body == b"second"
+
+
+def test_large_list(shared_worker):
+    r = shared_worker.get("/big")
+    assert r.body == b"a" * 100_000 + b"b" * 200_000 + b"c"
+
+
+def test_write(shared_worker):
+    r = shared_worker.get("/write")
+    assert r.body == b"one two three" and r.header("X-How") == ["write"]
+
+
+def test_empty(shared_worker):
+    r = shared_worker.get("/nothing")
+    assert (r.status, r.reason, r.body) == (204, b"No Content", b"")
+
+
+def test_status_without_reason_and_a_tuple(shared_worker):
+    r = shared_worker.get("/status_only")
+    assert (r.status, r.reason, r.body) == (299, b"", b"ab")
+    assert r.header("X-Cafe") == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("what", "raised"),
+    [
+        ("status-type", "TypeError"),
+        ("status-form", "ValueError"),
+        ("status-text", "ValueError"),
+        ("status-control", "ValueError"),
+        ("status-1xx", "ValueError"),
+        ("headers-type", "TypeError"),
+        ("headers-item", "TypeError"),
+        ("headers-pair", "TypeError"),
+        ("name-type", "TypeError"),
+        ("value-type", "TypeError"),
+        ("name-token", "ValueError"),
+        ("name-colon", "ValueError"),
+        ("value-newline", "ValueError"),
+        ("value-nul", "ValueError"),
+        ("value-unicode", "UnicodeEncodeError"),
+        ("hop", "ValueError"),
+        ("length", "ValueError"),
+        ("exc-info", "TypeError"),
+    ],
+)
+def test_start_response_refuses(shared_worker, what, raised):
+    assert shared_worker.get(f"/bad_start/{what}").body == raised.encode()
+
+
+def test_start_response_again(shared_worker):
+    r = shared_worker.get("/replaced")
+    assert (r.status, r.headers) == (201, [("X-B", "2")])
+    r = shared_worker.get("/exc_info_before")
+    assert (r.status, r.body) == (500, b"replaced")
+    assert shared_worker.get("/twice_after").body == b"sent refused"
+    r = shared_worker.get("/exc_info_after")
+    assert (r.body, r.abort) == (b"sent", driver.APPLICATION)
+    assert "ValueError: after the head" in r.log_text
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_exception(shared_worker):
+    r = shared_worker.get("/boom")
+    assert (r.status, r.abort, r.done) == (None, driver.APPLICATION, True)
+    assert all(level == 3 for level, _ in r.logs)
+    assert r.logs[0][1].startswith("MWR0430: exception ValueError occurred processing WSGI script")
+    assert "Traceback (most recent call last):" in r.log_text and 'in boom' in r.log_text
+    assert all("\n" not in text and "\x1b" not in text for _, text in r.logs)
+    assert r.log_text.count("_worker") == 0
+
+
+def test_exception_after_the_head(shared_worker):
+    r = shared_worker.get("/late_boom")
+    assert (r.status, r.body, r.abort, r.ended) == (200, b"begun", driver.APPLICATION, False)
+
+
+def test_system_exit_does_not_end_the_process(shared_worker):
+    r = shared_worker.get("/leave")
+    assert r.abort == driver.APPLICATION and "MWR0431" in r.log_text
+    assert shared_worker.get("/").body == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("text", "byte strings expected"), ("not_started", "start_response() was not called"), ("not_iterable", "int")],
+)
+def test_protocol_errors(shared_worker, path, text):
+    r = shared_worker.get(f"/{path}")
+    assert r.abort == driver.PROTOCOL and text in r.log_text
+
+
+def test_close(shared_worker):
+    r = shared_worker.get("/closing")
+    assert r.frames == [driver.RESPONSE, driver.DATA, driver.END, driver.LOG, driver.DONE]
+    r = shared_worker.get("/closing_fails")
+    assert r.ended and r.abort is None and "KeyError: 'in close'" in r.log_text
+    r = shared_worker.get("/closing_late")
+    assert r.frames[-1] == driver.DONE and r.abort == driver.APPLICATION and "close has run" in r.log_text
+    assert not r.ended
+
+
+def test_client_gone_during_the_response(worker):
+    with worker.connect() as c:
+        row = c.post("/endless")
+        c.frame()
+        c.frame()
+    worker.table.wait_free(row)
+    worker.wait_log("close has run")
+    assert worker.get("/").body == b"hello"
+
+
+def test_objects_kept_beyond_the_request(worker):
+    worker.get("/kept")
+    assert worker.get("/use_kept").body == b"RuntimeError RuntimeError"
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_file_is_passed(shared_worker, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789" * 1000)
+    r = shared_worker.get("/file", environ={"QUERY_STRING": str(path)})
+    assert r.file == (3, 9997) and r.body == path.read_bytes()[3:]
+    assert r.header("Content-Length") == ["9997"]
+    r = shared_worker.get("/file", environ={"QUERY_STRING": str(path), "mod_wsgi.length": "7"})
+    assert r.file == (3, 7) and r.header("Content-Length") == ["7"]
+
+
+def test_what_is_no_regular_file_is_read(shared_worker):
+    r = shared_worker.get("/unpassable")
+    assert r.file is None and r.body == b"from a pipe"
+    r = shared_worker.get("/file", environ={"QUERY_STRING": "/proc/self/status"})
+    assert r.file is None and b"Threads:" in r.body
+
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_a_request(shared_worker):
+    r = shared_worker.get("/logs")
+    assert r.logs == [
+        (6, "to stdout"),
+        (4, "to stderr"),
+        (4, "to errors"),
+        (6, "bytes \\xff"),
+        (6, "surrogate \\udcff"),
+        (3, "logged error"),
+        (3, "with two lines"),
+        (2, "logged critical"),
+        (4, "in pieces"),
+    ]
+
+
+def test_logs_of_no_request(worker):
+    worker.get("/background")
+    assert worker.wait_log("from a thread")["level"] == "info"
+
+
+def test_log_flood_neither_blocks_nor_is_lost_silently(worker):
+    with worker.connect() as c:
+        c.post("/flood")
+        wait_for(lambda: worker.get("/").body == b"hello", "another request to be served")
+        time.sleep(0.2)
+        r = c.response()
+    assert r.body == b"done"
+    kept = sum("flood" in text for _, text in r.logs)
+    lost = [int(text.split()[1]) for _, text in r.logs if "MWR0427" in text]
+    assert kept + sum(lost) == 20_000 and kept > 100
+
+
+# --- hostile peers ------------------------------------------------------------------------------------------------
+
+
+def test_wrong_token(worker):
+    c = worker.connect(greet=False)
+    with c:
+        c.send(driver.HELLO, struct.pack("<HHI", 1, 0, 7) + bytes(16))
+        assert c.closed()
+    assert "wrong token" in worker.wait_log("MWR0422")["text"]
+    assert worker.get("/").body == b"hello"
+
+
+def test_wrong_version(worker):
+    with worker.connect(greet=False) as c:
+        c.send(driver.HELLO, struct.pack("<HHI", 9, 0, 7) + worker.token)
+        assert c.closed()
+    assert "version 9" in worker.wait_log("MWR0422")["text"]
+
+
+def test_request_before_hello(worker):
+    with worker.connect(greet=False) as c:
+        c.post("/")
+        assert c.closed()
+    worker.wait_log("MWR0422")
+
+
+GARBAGE = {
+    "noise": b"GET / HTTP/1.1\r\n\r\n",
+    "huge": struct.pack("<IBBH", 0xFFFFFFFF, driver.REQUEST, 0, 0),
+    "kind": struct.pack("<IBBH", 0, 99, 0, 0),
+    "flags": struct.pack("<IBBH", 0, driver.REQUEST, 255, 0),
+    "short-request": struct.pack("<IBBH", 3, driver.REQUEST, 0, 0) + b"abc",
+    "response": struct.pack("<IBBH", 0, driver.DONE, 0, 0),
+    "body": struct.pack("<IBBH", 1, driver.BODY, 0, 0) + b"x",
+    "zeroes": bytes(200),
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("greet", [True, False])
+def test_garbage(shared_worker, what, greet):
+    with shared_worker.connect(greet=greet) as c:
+        c.sock.sendall(GARBAGE[what])
+        assert c.closed()
+    assert shared_worker.get("/").body == b"hello"
+
+
+def test_truncated_frame(worker):
+    with worker.connect() as c:
+        c.sock.sendall(struct.pack("<IBBH", 500, driver.REQUEST, 0, 0) + b"abc")
+    worker.wait_log("MWR0421")
+    assert worker.get("/").body == b"hello"
+
+
+def test_frame_in_pieces(shared_worker):
+    with shared_worker.connect() as c:
+        real, pieces = c.sock, []
+        c.sock = type("S", (), {"sendall": lambda _, data: pieces.append(data)})()
+        c.post("/echo", body=b"x" * 50_000)
+        c.sock = real
+        data = b"".join(pieces)
+        for i in (0, 3, 8, 40, 41, 3000, 40_000):
+            j = {0: 3, 3: 8, 8: 40, 40: 41, 41: 3000, 3000: 40_000, 40_000: len(data)}[i]
+            c.sock.sendall(data[i:j])
+            time.sleep(0.01)
+        assert c.response().body == b"x" * 50_000
+
+
+def test_unexpected_descriptors(shared_worker):
+    with open("/dev/null") as f:
+        for fds in ([f.fileno()], [f.fileno()] * 20):
+            with shared_worker.connect() as c:
+                c.send(driver.BODY_END, fds=fds)
+                assert c.closed()
+    assert shared_worker.get("/").body == b"hello"
+
+
+def test_descriptors_do_not_leak(shared_worker):
+    def count():
+        return len(os.listdir(f"/proc/{shared_worker.process.pid}/fd"))
+
+    shared_worker.get("/")
+    before = wait_for(count, "descriptors")
+    with open("/dev/null") as f:
+        for _ in range(20):
+            with shared_worker.connect() as c:
+                c.send(driver.BODY_END, fds=[f.fileno()] * 20)
+                assert c.closed()
+    wait_for(lambda: count() <= before, "descriptors to be closed")
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_recalled_request_is_dropped(worker):
+    table = worker.table
+    with worker.connect() as c:
+        generation = table.take(5)
+        table.recall(5)
+        c.post("/boom", row=5, row_generation=generation)
+        assert not driver.readable(c.sock, 0.3)
+        assert c.request("/").body == b"hello"
+    assert table.requests == 1
+
+
+def test_request_of_another_slot_generation_is_dropped(worker):
+    with worker.connect() as c:
+        c.post("/boom", generation=2)
+        assert not driver.readable(c.sock, 0.3)
+
+
+def test_requests_wait_in_the_socket(worker):
+    clients = [worker.connect() for _ in range(6)]
+    for c in clients:
+        c.post("/sleep", environ={"QUERY_STRING": "0.2"})
+    wait_for(lambda: worker.table.running == 2, "two requests to run")
+    assert [worker.table.state(r) for r in range(6)].count(driver.SENT) == 4
+    for c in clients:
+        with c:
+            assert c.response().body == b"slept"
+    wait_for(lambda: worker.table.requests == 6 and worker.table.running == 0, "six requests")
+
+
+def test_rows_close_while_draining(worker):
+    with worker.connect() as c:
+        row = c.post("/sleep")
+        wait_for(lambda: worker.table.state(row) == driver.RUNNING, "the claim")
+        worker.table.set_state(driver.DRAINING)
+        assert c.response().body == b"slept"
+        wait_for(lambda: worker.table.state(row) == driver.CLOSED, "the row to close")
+
+
+def test_heartbeat_while_the_gil_is_held(worker):
+    with worker.connect() as c:
+        c.post("/stuck", environ={"QUERY_STRING": "4000000000"})
+        wait_for(lambda: worker.table.running == 1, "the claim")
+        before = worker.table.heartbeat
+        wait_for(lambda: worker.table.heartbeat >= before + 2, "two beats")
+        worker.process.send_signal(signal.SIGRTMIN + 5)
+        wait_for(lambda: "in stuck" in worker.stderr(), "the stacks of a thread that keeps the GIL")
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+def test_thread_locals_survive(worker):
+    seen = {}
+    for _ in range(20):
+        name, n = worker.get("/count").body.decode().split()
+        assert int(n) == seen.get(name, 0) + 1
+        seen[name] = int(n)
+    assert set(seen) <= {"wsgi-0-0", "wsgi-0-1"}
+
+
+def test_short_waits_beside_a_saturated_worker(python, tmp_path):
+    """A request with 20 waits of 0.2 ms takes at most 10 times its idle time (R17)."""
+    with Worker(tmp_path, python=python, preload=[(ROUTES, "application")], threads=5, rows=64) as w:
+        w.script = ROUTES
+        w.wait_ready()
+
+        def measure(row, n):
+            times = []
+            with w.connect() as c:
+                for _ in range(n):
+                    begun = time.perf_counter()
+                    c.request("/waits", row=row)
+                    times.append(time.perf_counter() - begun)
+            return sorted(times)[n // 2]
+
+        idle = measure(63, 10)
+        code = f"""
+import sys
+sys.path.insert(0, {str(driver.ROOT / "tests")!r})
+from worker.load import saturate
+saturate({w.table.fd}, {w.table.slots}, {w.table.rows}, {str(w.address)!r}, {w.token.hex()!r}, {str(ROUTES)!r}, 32)
+"""
+        load = subprocess.Popen([sys.executable, "-c", code], pass_fds=[w.table.fd], stdin=subprocess.PIPE)
+        try:
+            before = w.table.requests
+            wait_for(lambda: w.table.requests > before + 2000, "the load")
+            busy = measure(63, 15)
+        finally:
+            load.kill()
+            load.wait()
+        assert busy <= 10 * idle, f"{busy * 1e3:.1f} ms beside hello, {idle * 1e3:.1f} ms idle"
+
+
+# --- forks --------------------------------------------------------------------------------------------------------
+
+
+def test_child_that_returns_does_not_answer(worker):
+    with worker.connect() as c:
+        assert c.request("/fork_returns").body == b"parent"
+        assert not driver.readable(c.sock, 0.2)
+        assert c.request("/").body == b"hello"
+
+
+def test_child_holds_nothing_of_ours(worker):
+    assert worker.get("/fork_lists").body == b"[]"
+    listing = worker.get("/subprocess_lists").body.decode()
+    assert "socket:" not in listing and "memfd" not in listing and "epoll" not in listing
+
+
+def test_killed_worker_with_a_living_child(worker):
+    with worker.connect() as c:
+        c.post("/fork_sleeps")
+        child = int(c.frame()[2][-8:].split(b"K")[-1])
+        try:
+            worker.process.kill()
+            begun = time.monotonic()
+            assert c.closed()
+            assert time.monotonic() - begun < 1
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(worker, method):
+    assert worker.get("/multi", environ={"QUERY_STRING": method}).body == b"[1, 2, 3]"
+    assert worker.get("/executor", environ={"QUERY_STRING": method}).body == b"7"
+    assert len(worker.of("ready")) == 1
+
+
+# --- scripts ------------------------------------------------------------------------------------------------------
+
+
+def test_script_that_cannot_be_loaded(worker, tmp_path):
+    script = tmp_path / "broken.wsgi"
+    script.write_text("import does_not_exist\n")
+    r = worker.get("/", script=script)
+    assert r.abort == driver.LOAD and "MWR0433" in r.log_text
+    assert "ModuleNotFoundError: No module named 'does_not_exist'" in r.log_text
+    assert "mod_wsgi_rs" not in r.log_text
+    assert worker.get("/", script=script).logs == []
+    assert "does_not_exist" in wait_for(lambda: [m for m in worker.of("loaded") if m["error"]], "loaded")[0]["error"]
+    time.sleep(1.1)
+    r = worker.get("/", script=script)
+    assert r.abort == driver.LOAD and len(r.logs) == 1 and "still" in r.log_text
+    script.write_text("def application(e, s):\n    s('200 OK', [])\n    return [b'mended']\n")
+    time.sleep(1.1)
+    assert worker.get("/", script=script).body == b"mended"
+
+
+def test_missing_and_unusable_callables(worker):
+    r = worker.get("/", callable="absent")
+    assert r.abort == driver.LOAD and "MWR0434" in r.log_text and "'absent'" in r.log_text
+    r = worker.get("/", callable="number")
+    assert r.abort == driver.LOAD and "MWR0435" in r.log_text and "int" in r.log_text
+    assert worker.get("/", callable="other").body == b"hello"
+
+
+def test_missing_script(worker, tmp_path):
+    r = worker.get("/", script=tmp_path / "absent.wsgi")
+    assert r.abort == driver.LOAD and "FileNotFoundError" in r.log_text
+
+
+def test_encoding_cookie_and_syntax_error(worker, tmp_path):
+    script = tmp_path / "latin.wsgi"
+    text = "# -*- coding: latin-1 -*-\ndef application(e, s):\n    s('200 OK', [])\n    return ['\u00e9'.encode()]\n"
+    script.write_bytes(text.encode("latin-1"))
+    assert worker.get("/", script=script).body == "\u00e9".encode()
+    script = tmp_path / "syntax.wsgi"
+    script.write_text("def application(:\n")
+    r = worker.get("/", script=script)
+    assert r.abort == driver.LOAD and "SyntaxError" in r.log_text and "syntax.wsgi" in r.log_text
+
+
+def test_touched_script_is_reported_once(worker, tmp_path):
+    script = tmp_path / "touched.wsgi"
+    script.write_text("def application(e, s):\n    s('200 OK', [])\n    return [__name__.encode()]\n")
+    body = worker.get("/", script=script).body.decode()
+    assert body.startswith("_mod_wsgi_") and len(body) == 42
+    mtime = script.stat().st_mtime_ns // 1000
+    worker.get("/", script=script, mtime=mtime)
+    assert not worker.of("touched")
+    for _ in range(3):
+        worker.get("/", script=script, mtime=mtime + 5)
+    worker.get("/", script=script, mtime=mtime + 9)
+    wait_for(lambda: len(worker.of("touched")) >= 2, "reports")
+    assert [m["mtime"] for m in worker.of("touched")] == [mtime + 5, mtime + 9]
+
+
+def test_module_instead_of_a_script(newest, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "pack.py").write_text(
+        "class A:\n    @staticmethod\n    def app(e, s):\n        s('200 OK', [])\n        return [b'module']\n"
+    )
+    w = newest(preload=[("pack", "A.app")], python_path=[str(tmp_path / "lib")])
+    w.wait_ready()
+    assert w.get("/", script="pack", callable="A.app").body == b"module"
+    assert w.of("loaded")[0]["error"] is None
+
+
+def test_failing_preload_still_answers(newest, tmp_path):
+    script = tmp_path / "bad.wsgi"
+    script.write_text("raise RuntimeError('not yet')\n")
+    w = newest(preload=[(script, "application")])
+    w.wait_ready()
+    assert "not yet" in w.of("loaded")[0]["error"]
+    w.wait_log("RuntimeError: not yet")
+    time.sleep(1.1)
+    script.write_text("def application(e, s):\n    s('200 OK', [])\n    return [b'now']\n")
+    assert w.get("/", script=script).body == b"now"
+
+
+# --- the process --------------------------------------------------------------------------------------------------
+
+
+def test_main_module_and_paths(python, tmp_path):
+    (tmp_path / "home").mkdir()
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "linked").mkdir()
+    (site / "x.pth").write_text(str(tmp_path / "linked") + "\n")
+    with Worker(tmp_path, python=python, home=str(tmp_path / "home"), python_path=[str(site)]) as w:
+        w.wait_ready()
+        body = w.get("/main_module", script=ROUTES).body.decode()
+    has_file, spec, argv, path, variable = ast.literal_eval(body)
+    assert (has_file, spec, argv, variable) == (False, None, ["mod_wsgi"], False)
+    assert path[:3] == [str(tmp_path / "home"), str(site), str(tmp_path / "linked")]
+    assert "" not in path and str(w.files) not in path
+
+
+def test_worker_files_with_unchecked_bytecode(python, tmp_path):
+    files = driver.worker_files(tmp_path / "worker")
+    subprocess.run([python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", files], check=True)
+    with Worker(tmp_path, python=python, files=files) as w:
+        w.wait_ready()
+        assert w.get("/", script=ROUTES).body == b"hello"
+
+
+def test_mod_wsgi_module(shared_worker):
+    found = ast.literal_eval(shared_worker.get("/api").body.decode())
+    assert found["version"] >= (6, 0) and found["group"] == "test" and found["threads"] == 2
+    assert {"mine": 1} in found["data"] and found["wrapper"] and found["timeout"]
+
+
+def test_package_mod_wsgi_of_pypi(python, tmp_path):
+    package = tmp_path / "lib" / "mod_wsgi"
+    (package / "server").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('never imported')\n")
+    (package / "server" / "__init__.py").write_text("NAME = 'theirs'\n")
+    script = tmp_path / "both.wsgi"
+    script.write_text(
+        "import mod_wsgi, mod_wsgi.server\n"
+        "def application(e, s):\n    s('200 OK', [])\n"
+        "    return [(mod_wsgi.server.NAME + mod_wsgi.process_group).encode()]\n"
+    )
+    with Worker(tmp_path, python=python, python_path=[str(tmp_path / "lib")]) as w:
+        w.wait_ready()
+        assert w.get("/", script=script).body == b"theirstest"
+
+
+def test_events(worker):
+    worker.get("/subscribe")
+    r = worker.get("/env")
+    assert "'wrapped': 'yes'" in r.body.decode()
+    assert [t for _, t in r.logs][0].startswith("event request_started")
+    wait_for(lambda: worker.of("log"), "request_finished")
+    r = worker.get("/boom")
+    assert "event request_exception" in r.log_text
+
+
+def test_exit_sequence(worker, tmp_path):
+    notes = tmp_path / "notes"
+    worker.get("/late_work", environ={"QUERY_STRING": str(notes)})
+    assert worker.exit(reason="maximum_requests") == 0
+    assert notes.read_text().splitlines() == ["process_stopping maximum_requests", "job", "atexit"]
+
+
+def test_terminate_signal_runs_the_exit_sequence(worker, tmp_path):
+    notes = tmp_path / "notes"
+    worker.get("/late_work", environ={"QUERY_STRING": str(notes)})
+    with worker.connect() as c:
+        c.post("/sleep", environ={"QUERY_STRING": "0.3"})
+        wait_for(lambda: worker.table.running == 1, "the claim")
+        worker.process.terminate()
+        assert c.response().body == b"slept"
+    assert worker.process.wait(10) == 0
+    assert "atexit" in notes.read_text()
+
+
+def test_requests_during_the_exit_are_sent_back(worker):
+    with worker.connect() as busy, worker.connect() as c:
+        busy.post("/sleep", environ={"QUERY_STRING": "0.5"})
+        wait_for(lambda: worker.table.running == 1, "the claim")
+        worker.tell(op="exit", timeout=5.0, reason="x")
+        wait_for(lambda: c.request("/").abort == driver.NOT_RUN, "a request to be sent back")
+        assert busy.response().body == b"slept"
+    assert worker.process.wait(10) == 0
+
+
+def test_exit_deadline(worker):
+    with worker.connect() as c:
+        c.post("/stuck", environ={"QUERY_STRING": "4000000000"})
+        wait_for(lambda: worker.table.running == 1, "the claim")
+        begun = time.monotonic()
+        assert worker.exit(timeout=0.5) == 1
+        assert time.monotonic() - begun < 2
+
+
+def test_orphan_ends(newest):
+    w = newest(orphan_timeout=0.5)
+    w.wait_ready()
+    w.control.shutdown(2)
+    assert w.process.wait(10) == 0
+
+
+def test_hangup_and_display_name(newest):
+    w = newest(display_name="(wsgi:test)")
+    w.wait_ready()
+    w.process.send_signal(signal.SIGHUP)
+    assert w.get("/", script=ROUTES).body == b"hello"
+    line = Path(f"/proc/{w.process.pid}/cmdline").read_bytes()
+    assert line.rstrip(b"\0") == b"(wsgi:test)"
+    assert Path(f"/proc/{w.process.pid}/comm").read_text().strip() == "(wsgi:test)"
+
+
+def test_unusable_plan(newest):
+    w = newest(token="short")
+    assert w.process.wait(20) == 1
+    assert w.stderr().startswith("MWR0408: ") and len(w.stderr().splitlines()) == 1
+
+
+def test_old_interpreter_is_refused(tmp_path):
+    old = sorted(Path.home().glob(".pyenv/versions/3.[6789].*/bin/python"))
+    if not old:
+        pytest.skip("no CPython older than 3.10 is installed here")
+    for python in old:
+        root = tmp_path / python.parts[-3]
+        root.mkdir()
+        with Worker(root, python=python) as w:
+            assert w.process.wait(20) == 1
+            assert w.stderr().startswith("MWR0402: this is CPython 3.") and str(python) in w.stderr()
+
+
+def test_kill_during_requests_leaves_rows_to_judge(worker):
+    """A killed worker: what ran stays RUNNING, what waited can be recalled."""
+    clients = [worker.connect() for _ in range(3)]
+    rows = [c.post("/sleep", environ={"QUERY_STRING": "5"}) for c in clients]
+    wait_for(lambda: worker.table.running == 2, "two claims")
+    worker.process.kill()
+    assert all(c.closed() for c in clients)
+    assert sorted(worker.table.state(r) for r in rows) == [driver.SENT, driver.RUNNING, driver.RUNNING]
+
+
+def test_many_clients_at_once(shared_worker):
+    errors = []
+
+    def run(row):
+        try:
+            with shared_worker.connect() as c:
+                for i in range(50):
+                    body = b"%d-%d" % (row, i)
+                    assert c.request("/echo", body=body, row=row).body == body
+        except BaseException as e:
+            errors.append(e)
+
+    wait_for(lambda: all(shared_worker.table.state(r) == driver.FREE for r in range(16)), "free rows")
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors
