@@ -44,7 +44,9 @@ pub fn choose(user: Option<&str>, group: Option<&str>) -> Result<Account, Error>
         (None, None) => Gid::effective().as_raw(),
     };
     if uid == 0 {
-        return Err(Error::Account("Python does not run as uid 0; name another user with --user".into()));
+        return Err(Error::Account(format!(
+            "user {name} is uid 0, and Python does not run as that; choose another --user"
+        )));
     }
     if !root {
         let own = uid == Uid::effective().as_raw() && (group.is_none() || gid == Gid::effective().as_raw());
