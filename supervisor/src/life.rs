@@ -4,7 +4,6 @@ use crate::channel;
 use crate::context::Context;
 use crate::held::describe;
 use crate::pool::{Ending, Pool};
-use crate::timer::seconds;
 use crate::worker::{Loaded, State, Worker, record_key, socket_name};
 use mod_wsgi_scoreboard::SlotState;
 use mod_wsgi_wire::control::{FromWorker, ToWorker};
@@ -15,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// A ready worker that dies sooner than this after it became ready dies quickly.
 const QUICK: Duration = Duration::from_secs(2);
+/// A worker whose control connection has ended is taken for dead for this long.
+const DEAF: Duration = Duration::from_secs(1);
 /// Quick deaths in a row that are answered at once; further ones wait.
 const FREE_DEATHS: u32 = 2;
 
@@ -64,26 +65,42 @@ impl Pool {
         }
     }
 
-    /// A worker without control connection cannot be drained: unless it is ending anyway, it is replaced.
+    /// The end of a control connection usually is that of the process, whose status comes within a moment: only if it
+    /// does not, [`Pool::replace_deaf`] acts.
     fn control_lost(&mut self, slot: u16, e: channel::Error, now: Instant, cx: &mut Context) {
         let name = self.name();
         let Some(w) = self.workers.get_mut(&slot) else { return };
-        // Usually the process has ended, and its status comes within a moment.
-        if w.child.try_wait().ok().flatten().is_some() || matches!(w.state, State::Exiting { .. }) {
+        if let channel::Error::Closed = e {
+            w.deaf_since = Some(now);
             return;
         }
-        if let channel::Error::Closed = e {
-            if w.state == State::Ready {
-                let text =
-                    format!("MWR0310: worker {} of {name} has closed its control connection; replaced", w.process.pid);
+        let text = format!("MWR0310: worker {} of {name}: {e}; killed", w.process.pid);
+        cx.log.event(Level::Error, &text);
+        w.failed = Some(e.to_string());
+        w.kill();
+    }
+
+    /// A worker that lives without control connection cannot be told to drain: it is replaced.
+    pub(crate) fn replace_deaf(&mut self, slot: u16, now: Instant, cx: &mut Context, next: &mut Instant) {
+        let name = self.name();
+        let Some(w) = self.workers.get_mut(&slot) else { return };
+        let Some(since) = w.deaf_since else { return };
+        if now < since + DEAF {
+            *next = (*next).min(since + DEAF);
+            return;
+        }
+        w.deaf_since = None;
+        let text = format!("MWR0310: worker {} of {name} has closed its control connection; replaced", w.process.pid);
+        match w.state {
+            State::Ready => {
                 cx.log.event(Level::Error, &text);
                 self.drain(slot, now, "signal_pipe_error");
             }
-        } else {
-            let text = format!("MWR0310: worker {} of {name}: {e}; killed", w.process.pid);
-            cx.log.event(Level::Error, &text);
-            w.failed = Some(e.to_string());
-            w.kill();
+            State::Starting { .. } => {
+                w.failed = Some("it closed its control connection".to_owned());
+                w.kill();
+            }
+            State::Draining { .. } | State::Exiting { .. } => {}
         }
     }
 
@@ -255,11 +272,6 @@ impl Pool {
                 self.last_exit = format!("{}: {how}", w.reason);
             }
         }
-    }
-
-    /// How long the end of this pool may take at most.
-    pub(crate) fn longest_end(&self) -> Duration {
-        seconds(self.group.graceful_timeout) + seconds(self.group.shutdown_timeout) + Duration::from_secs(1)
     }
 }
 

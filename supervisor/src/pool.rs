@@ -323,6 +323,7 @@ impl Pool {
     fn step_workers(&mut self, now: Instant, cx: &mut Context, next: &mut Instant) {
         let slots: Vec<u16> = self.workers.keys().copied().collect();
         for slot in slots {
+            self.replace_deaf(slot, now, cx, next);
             let Some(w) = self.workers.get_mut(&slot) else { continue };
             match w.state {
                 State::Starting { until: Some(until) } => {

@@ -4,13 +4,15 @@
 
 use crate::context::Context;
 use crate::held::{PoolRecord, ProcessId, WorkerRecord};
-use crate::pool::{Error, Pool};
+use crate::pool::{Ending, Error, Pool};
 use crate::sys;
 use crate::timer::seconds;
-use crate::worker::{ORPHAN_TIMEOUT, record_key, socket_name};
+use crate::worker::{record_key, socket_name};
 use mod_wsgi_scoreboard::{Shape, SlotState, Table};
 use mod_wsgi_wire::frame::Level;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -19,14 +21,27 @@ use std::time::{Duration, Instant};
 /// Between two looks at processes that are not our children.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long the keeper's word about an end is waited for.
+const KEEPER_TIME: Duration = Duration::from_millis(500);
+
 /// A worker of a former supervisor.
 pub struct Foreign {
     pub process: ProcessId,
     pub generation: u32,
     pidfd: Option<OwnedFd>,
-    /// Draining, killed then.
-    kill_at: Option<Instant>,
-    drain_until: Option<Instant>,
+    phase: Phase,
+    /// Its end has been seen; the keeper tells how.
+    ended: Option<Instant>,
+}
+
+/// Where it is on its way out.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Serving,
+    /// Finishes its requests, at most until then.
+    Draining(Instant),
+    /// Has got SIGTERM; killed then.
+    Ending(Instant),
 }
 
 impl Foreign {
@@ -38,7 +53,7 @@ impl Foreign {
             return None;
         }
         let (process, generation) = (record.process, record.generation);
-        Some(Foreign { process, generation, pidfd, kill_at: None, drain_until: None })
+        Some(Foreign { process, generation, pidfd, phase: Phase::Serving, ended: None })
     }
 
     fn has_ended(&self) -> bool {
@@ -53,7 +68,11 @@ impl Foreign {
 
     /// State for people.
     pub fn state_name(&self) -> &'static str {
-        if self.drain_until.is_some() { "draining" } else { "ready" }
+        match self.phase {
+            Phase::Serving => "ready",
+            Phase::Draining(_) => "draining",
+            Phase::Ending(_) => "exiting",
+        }
     }
 }
 
@@ -105,24 +124,37 @@ impl Pool {
         *next = (*next).min(now + LOOK);
         let replaced = self.ready() >= (self.target as usize).max(1);
         let may_go = replaced || self.ending.is_some() || self.target == 0;
-        let ended: Vec<u16> = self.foreign.iter().filter(|(_, f)| f.has_ended()).map(|(s, _)| *s).collect();
-        for slot in ended {
+        let mut untold = Vec::new();
+        for (slot, f) in &mut self.foreign {
+            if f.ended.is_none() && f.has_ended() {
+                f.ended = Some(now);
+                self.table.set_slot(*slot, f.generation, SlotState::Dead);
+            }
+            if f.ended.is_some_and(|e| cx.keeper.is_none() || now >= e + KEEPER_TIME) {
+                untold.push(*slot);
+            }
+        }
+        for slot in untold {
             self.foreign_ended(slot, "an unknown status", now, cx);
         }
         let graceful = seconds(self.group.graceful_timeout);
-        let last = seconds(ORPHAN_TIMEOUT) + self.longest_end();
-        for (slot, f) in &mut self.foreign {
-            if f.drain_until.is_none() && may_go {
-                f.drain_until = Some(now + graceful);
-                f.kill_at = Some(now + last);
+        let shutdown = seconds(self.group.shutdown_timeout) + Duration::from_secs(1);
+        for (slot, f) in self.foreign.iter_mut().filter(|(_, f)| f.ended.is_none()) {
+            if f.phase == Phase::Serving && may_go {
+                f.phase = Phase::Draining(now + graceful);
                 self.table.set_slot(*slot, f.generation, SlotState::Draining);
             }
-            if f.drain_until.is_some() {
+            if f.phase != Phase::Serving {
                 let left = self.table.drain_rows(*slot);
                 *next = (*next).min(now + Duration::from_millis(20));
-                // It has lost its control connection and ends by itself; there is nothing to wait for when idle.
-                if (left == 0 && self.ending.is_some()) || f.kill_at.is_some_and(|k| now >= k) {
-                    f.kill();
+                match f.phase {
+                    // There is no control connection any more: the signal starts its exit sequence.
+                    Phase::Draining(until) if left == 0 || now >= until || self.ending == Some(Ending::Stop) => {
+                        f.signal(Signal::SIGTERM);
+                        f.phase = Phase::Ending(now + shutdown);
+                    }
+                    Phase::Ending(until) if now >= until => f.signal(Signal::SIGKILL),
+                    _ => {}
                 }
             }
         }
@@ -142,12 +174,12 @@ impl Pool {
 }
 
 impl Foreign {
-    fn kill(&self) {
-        if let Some(fd) = &self.pidfd {
-            let _ = sys::pidfd_kill(fd.as_fd());
-        } else if self.process.is_alive() {
-            let pid = nix::unistd::Pid::from_raw(self.process.pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
+    fn signal(&self, signal: Signal) {
+        // It may have ended a moment ago.
+        let _ = match &self.pidfd {
+            Some(fd) => sys::pidfd_signal(fd.as_fd(), signal),
+            None if self.process.is_alive() => kill(Pid::from_raw(self.process.pid), signal),
+            None => Ok(()),
+        };
     }
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -97,12 +98,12 @@ pub fn pidfd_open(pid: i32) -> nix::Result<Option<OwnedFd>> {
     }
 }
 
-/// Sends SIGKILL to the very process a pidfd stands for.
-pub fn pidfd_kill(fd: BorrowedFd<'_>) -> nix::Result<()> {
+/// Sends a signal to the very process a pidfd stands for.
+pub fn pidfd_signal(fd: BorrowedFd<'_>, signal: Signal) -> nix::Result<()> {
     // SAFETY: plain numbers and a null siginfo, which means as kill(2).
     let r = unsafe {
         let none = std::ptr::null::<libc::siginfo_t>();
-        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, none, 0)
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal as i32, none, 0)
     };
     Errno::result(r).map(drop)
 }

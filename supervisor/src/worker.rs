@@ -116,6 +116,8 @@ pub struct Worker {
     pub child: Child,
     /// `None`: it has closed its end.
     pub control: Option<Channel>,
+    /// When its control connection ended.
+    pub deaf_since: Option<Instant>,
     /// stdout and stderr, as long as anyone holds their other ends.
     pub outputs: [Option<Output>; 2],
     pub state: State,
@@ -204,6 +206,7 @@ impl Worker {
             process,
             child,
             control: Some(Channel::new(control)?),
+            deaf_since: None,
             outputs: [
                 Some(Output::new(out_read.into(), Level::Info, process.pid)?),
                 Some(Output::new(err_read.into(), Level::Warn, process.pid)?),

@@ -119,11 +119,11 @@ impl House {
         Secret::from_bytes(&[self.secret; 16])
     }
 
-    fn configure(&mut self, groups: Vec<Group>) {
+    fn config(&mut self, groups: Vec<Group>) -> Config {
         self.secret += 1;
         let script = self.dir.join("app.py").to_str().unwrap().to_owned();
         let preload = Preload { group: "blog".into(), application: "".into(), script, callable: "application".into() };
-        let config = Config {
+        Config {
             secret: self.secret(),
             server_uid: geteuid().as_raw(),
             server_gid: getegid().as_raw(),
@@ -131,8 +131,11 @@ impl House {
             groups,
             preload: vec![preload],
             log_level: Level::Info,
-        };
-        let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(config) };
+        }
+    }
+
+    fn configure(&mut self, groups: Vec<Group>) {
+        let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(self.config(groups)) };
         let mut channel = self.connect();
         channel.send(&message, &[self.log_file().as_fd()]).unwrap();
         assert!(matches!(receive(&mut channel), Some(FromSupervisor::Accepted)));
@@ -477,4 +480,42 @@ fn a_run_directory_of_others_is_refused_with_one_line() {
     assert_eq!(h.start(), 1);
     let log = h.log();
     assert!(log.lines().count() == 1 && log.contains("MWR0303") && log.contains("0711"), "{log}");
+}
+
+#[test]
+fn a_worker_that_does_not_end_is_killed_in_time() {
+    let mut h = House::new("stubborn");
+    h.start();
+    let mut group = h.group();
+    group.env.insert("FAKE".into(), "stubborn".into());
+    group.shutdown_timeout = 0.2;
+    h.configure(vec![group]);
+    h.one_ready(0);
+    let begin = Instant::now();
+    h.stop();
+    assert!(begin.elapsed() < Duration::from_secs(4));
+    assert!(h.log().contains("MWR0309"));
+}
+
+/// The server is a process of its own here, which is killed.
+#[test]
+fn all_ends_when_the_server_is_killed() {
+    let mut h = House::new("orphan");
+    h.start();
+    let group = h.group();
+    // A process that connects for us and then only waits: its pid is what the supervisor watches.
+    let program = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+                   s.sendall(sys.stdin.buffer.read()); print(s.recv(99), flush=True); time.sleep(60)";
+    let mut server = Command::new("/usr/bin/python3");
+    server.args(["-c", program]).arg(h.dir.join("run/ctl.sock")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut server = server.spawn().unwrap();
+    let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(h.config(vec![group])) };
+    let bytes = mod_wsgi_wire::control::encode(&message).unwrap();
+    std::io::Write::write_all(&mut server.stdin.take().unwrap(), &bytes).unwrap();
+    let worker = h.one_ready(0);
+    let supervisor = h.status()["pid"].as_i64().unwrap() as i32;
+    let pids = [worker, supervisor, parent_of(supervisor).unwrap()];
+    server.kill().unwrap();
+    server.wait().unwrap();
+    until("all have gone", || pids.iter().all(|p| !is_running(*p)).then_some(()));
 }
