@@ -56,7 +56,7 @@ def _log_oracle() -> Iterator[None]:
     for server in list(apache_module.LIVE):
         complaints += server.log.verdict()
         server.log.begin()
-        if server.process is None:
+        if server.finished:
             server.destroy()
     assert not complaints, "\n".join(complaints)
 
@@ -68,6 +68,7 @@ def _stop_all(servers: list[Apache]) -> None:
             server.stop()
         except AssertionError as e:
             faults.append(str(e))
+        server.finished = True
     assert not faults, "\n".join(faults)
 
 

@@ -181,7 +181,7 @@ def nothing_left(x: Express) -> None:
         (["app.wsgi", "--document-root", "/nonexistent-docs"], ["/nonexistent-docs"]),
         (["app.wsgi", "--working-directory", "/nonexistent-wd"], ["/nonexistent-wd"]),
         (["app.wsgi", "--user", "nobody-of-this-name"], ["nobody-of-this-name"]),
-        (["app.wsgi", "--user", "root"], ["root"]),
+        (["app.wsgi", "--user", "root"], ["--user", "uid 0"]),
     ],
     ids=lambda v: " ".join(v) or "nothing" if isinstance(v, list) else None,
 )

@@ -103,6 +103,8 @@ class Apache:
         self._seen: set[procs.Process] = set()
         self._generations = 0
         self.keep = False
+        #: nobody will start it again: its directory goes once its log has been judged
+        self.finished = False
         LIVE.append(self)
 
     # -- configuration
@@ -162,6 +164,7 @@ class Apache:
             f"ErrorLog {self.error_log}",
             f"LogLevel {self.log_level if self.load else 'notice'}",
             "TypesConfig /dev/null",
+            "AddType text/css .css",
             f"DocumentRoot {self.prefix}/htdocs",
             "KeepAlive On",
             "MaxKeepAliveRequests 0",

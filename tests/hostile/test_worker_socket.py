@@ -88,7 +88,8 @@ CASES = {
 def test_stranger_is_shown_the_door(server: Apache, name: str) -> None:
     """R21: wrong token, unknown version, garbage: connection closed, coded log line, the worker goes on."""
     assert server.get("/exact?on").status == 200
-    server.expect_log(r"MWR04\d\d")
+    # the worker limits how often it logs such a thing: the first one must be there
+    (server.expect_log if name == next(iter(CASES)) else server.allow_log)(r"MWR04\d\d")
     path = worker_sockets(server)[0]
     # the worker greets nobody whose HELLO it has not accepted
     assert talk(path, CASES[name]) == b""

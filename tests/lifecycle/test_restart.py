@@ -128,7 +128,7 @@ def test_touched_script(apache) -> None:
 @pytest.mark.ours
 def test_reloading_off(apache) -> None:
     """R10: WSGIScriptReloading Off: a changed script waits for a restart."""
-    server = versioned(apache, GROUP + "WSGIScriptReloading Off\n")
+    server = versioned(apache, GROUP.replace("processes=2", "processes=1") + "WSGIScriptReloading Off\n")
     assert server.get().text == "v1 l1"
     before = {p.pid for p in server.processes()}
     server.write("versioned.wsgi", VERSIONED.replace("%s", "v2"))
