@@ -45,8 +45,11 @@ pub fn header(buf: &[u8]) -> Result<Option<Header>, Error> {
     Ok(Some(Header { kind, flags: buf[5], len }))
 }
 
-/// The first whole frame of `buf`: its header, its payload and how many bytes it takes. `Ok(None)`: more is needed.
-pub fn frame(buf: &[u8]) -> Result<Option<(Header, &[u8], usize)>, Error> {
+/// A whole frame: its header, its payload and how many bytes it takes.
+pub type Whole<'a> = (Header, &'a [u8], usize);
+
+/// The first whole frame of `buf`. `Ok(None)`: more is needed.
+pub fn frame(buf: &[u8]) -> Result<Option<Whole<'_>>, Error> {
     let Some(h) = header(buf)? else { return Ok(None) };
     let total = limits::HEADER + h.len;
     if buf.len() < total {
