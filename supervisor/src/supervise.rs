@@ -324,7 +324,8 @@ impl Supervisor {
 
     fn is_over(&mut self, now: Instant) -> Option<End> {
         let quiet = self.connections.values().all(|c| c.channel.pending() == 0);
-        if self.replace && quiet {
+        let told = self.cx.keeper.as_ref().is_none_or(|k| k.pending() == 0);
+        if self.replace && quiet && told {
             self.cx.tell(&ToKeeper::Replace, &[]);
             return Some(End::Replace);
         }

@@ -1,7 +1,7 @@
 //! One worker process as the supervisor sees it: its start through `exec-worker`, its control socket, its output pipes
 //! and where it is in its life. The supervisor's thread runs all of it.
 
-use crate::channel::{self, Channel};
+use crate::channel::Channel;
 use crate::context::Context;
 use crate::held::{ProcessId, WORKER, WorkerRecord};
 use crate::log::Lines;
@@ -137,15 +137,6 @@ pub struct Worker {
     pub graceful_timeout: Duration,
 }
 
-/// Why a worker could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-    #[error("{0}")]
-    Channel(#[from] channel::Error),
-}
-
 /// Name of a worker's socket in its table's directory.
 pub fn socket_name(slot: u16, generation: u32) -> String {
     format!("{slot}.{generation}")
@@ -159,21 +150,26 @@ pub fn record_key(pool: u32, slot: u16) -> String {
 impl Worker {
     /// Starts a worker in `slot`, whose generation has begun. The process is known to the keeper before it does
     /// anything: it waits for its plan.
-    pub fn spawn(pool: &Pool, slot: u16, generation: u32, cx: &mut Context, now: Instant) -> Result<Worker, Error> {
+    pub fn spawn(pool: &Pool, slot: u16, generation: u32, cx: &mut Context, now: Instant) -> std::io::Result<Worker> {
         let group = &pool.group;
         let listener = pool.sockets.bind(&socket_name(slot, generation), cx.server_uid, cx.server_gid)?;
         let (control, theirs) = UnixStream::pair()?;
+        let control = Channel::new(control)?;
         let (out_read, out_write) = std::io::pipe()?;
         let (err_read, err_write) = std::io::pipe()?;
+        let mut out = Output::new(out_read.into(), Level::Info, 0)?;
+        let mut err = Output::new(err_read.into(), Level::Warn, 0)?;
         // The running program, not what an upgrade may have put in its place: the plan has the form this build knows.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(&cx.executable).arg("exec-worker").env_clear().current_dir("/");
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(err_write.try_clone()?);
         let child = command.spawn()?;
         drop(command);
+        // Nothing below fails: a process that is not in the books would never be reaped.
         let process = ProcessId::of(child.id() as i32);
+        (out.pid, err.pid) = (process.pid, process.pid);
         let record = WorkerRecord { pool: pool.id, slot, generation, process };
-        cx.hold(&record_key(pool.id, slot), &record, &[out_read.as_fd(), err_read.as_fd()]);
+        cx.hold(&record_key(pool.id, slot), &record, &[out.as_fd(), err.as_fd()]);
         let load_set = pool.load_set();
         let plan = ExecPlan {
             group: (**group).clone(),
@@ -205,12 +201,9 @@ impl Worker {
             epoch: pool.epoch,
             process,
             child,
-            control: Some(Channel::new(control)?),
+            control: Some(control),
             deaf_since: None,
-            outputs: [
-                Some(Output::new(out_read.into(), Level::Info, process.pid)?),
-                Some(Output::new(err_read.into(), Level::Warn, process.pid)?),
-            ],
+            outputs: [Some(out), Some(err)],
             state: State::Starting {
                 until: (group.startup_timeout > 0.0).then(|| now + seconds(group.startup_timeout)),
             },

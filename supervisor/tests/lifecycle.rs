@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 struct House {
     dir: PathBuf,
+    host: PathBuf,
     master: Option<Channel>,
     secret: u8,
 }
@@ -59,7 +60,9 @@ impl House {
         // A copy: an executable that is open for writing elsewhere cannot be run.
         std::fs::write(dir.join("python"), include_str!("support/fake_python")).unwrap();
         std::fs::set_permissions(dir.join("python"), PermissionsExt::from_mode(0o755)).unwrap();
-        House { dir, master: None, secret: 1 }
+        let exe = std::env::current_exe().unwrap();
+        let host = exe.parent().unwrap().parent().unwrap().join("examples/host");
+        House { dir, host, master: None, secret: 1 }
     }
 
     fn log_file(&self) -> File {
@@ -71,9 +74,7 @@ impl House {
     }
 
     fn start(&self) -> i32 {
-        let exe = std::env::current_exe().unwrap();
-        let host = exe.parent().unwrap().parent().unwrap().join("examples/host");
-        let mut command = Command::new(host);
+        let mut command = Command::new(&self.host);
         command.arg("start-keeper").arg("--run-directory").arg(self.dir.join("run"));
         command.args(["--server-uid", &geteuid().to_string(), "--server-gid", &getegid().to_string()]);
         command.env("MOD_WSGI_RS_WORKER_DIR", self.dir.join("worker")).process_group(0);
@@ -148,11 +149,13 @@ impl House {
         (receive(&mut channel), channel)
     }
 
+    /// A supervisor that ends may take a question with it: then its successor is asked.
     fn status(&self) -> Value {
-        match self.ask(&ToSupervisor::Status).0 {
-            Some(FromSupervisor::Status { status }) => status,
+        until("a status", || match self.ask(&ToSupervisor::Status).0 {
+            Some(FromSupervisor::Status { status }) => Some(status),
+            None => None,
             other => panic!("{other:?}"),
-        }
+        })
     }
 
     /// Workers of all pools in that state: (pid, slot, former).
@@ -249,6 +252,15 @@ fn a_worker_starts_serves_its_table_and_stops_with_the_server() {
     assert!(token.bytes().is_some());
     let log = h.log();
     assert!(log.contains(&format!("[wsgi:warn] [pid {pid}] started\\x1b in {}", h.dir.display())), "{log}");
+    // Nothing else is inherited: 0 to 2, control, table, listener, plan, worker files, bootstrap; no environment.
+    let of = |what: &str| format!("/proc/{pid}/{what}");
+    assert_eq!(std::fs::read_dir(of("fd")).unwrap().count(), 9);
+    let environ = std::fs::read_to_string(of("environ")).unwrap();
+    let names: Vec<&str> = environ.split_terminator('\0').map(|e| e.split('=').next().unwrap()).collect();
+    assert_eq!(names, ["MOD_WSGI_RS_PLAN", "PATH"]);
+    let status = std::fs::read_to_string(of("status")).unwrap();
+    let user = format!("Uid:\t{0}\t{0}\t{0}\t{0}", h.group().uid);
+    assert!(status.contains(&user) && status.contains("SigBlk:\t0000000000000000"), "{status}");
     h.stop();
 }
 
@@ -518,4 +530,71 @@ fn all_ends_when_the_server_is_killed() {
     server.kill().unwrap();
     server.wait().unwrap();
     until("all have gone", || pids.iter().all(|p| !is_running(*p)).then_some(()));
+}
+
+#[test]
+fn a_running_request_keeps_its_worker_until_it_is_done() {
+    let mut h = House::new("drain");
+    h.start();
+    let mut group = h.group();
+    group.graceful_timeout = 30.0;
+    h.configure(vec![group.clone()]);
+    let old = h.one_ready(0);
+    let (table, ..) = h.table("").unwrap();
+    let lease = table.take(0, 0, 1).unwrap();
+    assert!(table.claim(&lease));
+    h.configure(vec![group]);
+    h.one_ready(old);
+    until("draining", || (h.workers("draining").first().map(|w| w.0) == Some(old)).then_some(()));
+    assert!(table.take(0, 1, 1).is_none(), "no new request for it");
+    assert!(is_running(old) && table.finish(&lease));
+    until("the old worker has gone", || (!is_running(old)).then_some(()));
+    h.stop();
+}
+
+#[test]
+fn application_groups_grow_with_waiting_requests_and_rows_of_the_gone_are_freed() {
+    let mut h = House::new("grow");
+    h.start();
+    let mut group = h.group();
+    group.processes = 2;
+    h.configure(vec![group]);
+    let (table, ..) = h.table("x").unwrap();
+    until("one ready", || (table.slot(0).1 == mod_wsgi_scoreboard::SlotState::Ready).then_some(()));
+    let (answer, connection) = h.ask(&ToSupervisor::Register { secret: h.secret(), client: None });
+    let Some(FromSupervisor::Registered { client }) = answer else { panic!("{answer:?}") };
+    let leases: Vec<_> = (0..3).map(|i| table.take(0, i, client).unwrap()).collect();
+    assert!(table.claim(&leases[0]) && table.claim(&leases[1]));
+    until("it has grown", || (table.slot(1).1 == mod_wsgi_scoreboard::SlotState::Ready).then_some(()));
+    assert!(table.is_sent(&leases[2]));
+    drop(connection);
+    until("the waiting row is freed", || (!table.is_sent(&leases[2])).then_some(()));
+    assert!(table.is_running(&leases[0]), "a running one ends with its request");
+    h.stop();
+}
+
+#[test]
+fn an_upgraded_program_takes_over_at_the_next_configuration() {
+    let mut h = House::new("upgrade");
+    let copy = |h: &House| {
+        let new = h.dir.join("host.new");
+        std::fs::copy(&h.host, &new).unwrap();
+        new
+    };
+    let (first, second) = (copy(&h), h.dir.join("host"));
+    std::fs::rename(first, &second).unwrap();
+    h.host = second;
+    h.start();
+    let group = h.group();
+    h.configure(vec![group.clone()]);
+    let worker = h.one_ready(0);
+    let (_table, token, _dir) = h.table("").unwrap();
+    let supervisor = h.status()["pid"].as_i64().unwrap() as i32;
+    std::fs::rename(copy(&h), &h.host).unwrap();
+    h.configure(vec![group]);
+    until("another supervisor", || (h.status()["pid"].as_i64() != Some(supervisor as i64)).then_some(()));
+    h.one_ready(worker);
+    assert!(h.table("").unwrap().1 == token);
+    assert!(!h.log().contains("MWR0301"), "{}", h.log());
+    h.stop();
 }
