@@ -331,21 +331,29 @@ unsafe extern "C" fn translate(r: *mut sys::request_rec) -> c_int {
         }
         for a in &host.settings.aliases {
             let file = match &a.pattern {
-                Pattern::Prefix(p) => match_prefix(uri, p).map(|n| {
-                    let mut file = a.script.clone().into_bytes();
+                Pattern::Prefix(p) => {
+                    let Some(n) = match_prefix(uri, p) else { continue };
                     // "/" leads to the script itself: all of the URL is its path info.
-                    file.extend_from_slice(if p == "/" { uri } else { &uri[n..] });
-                    file
-                }),
-                Pattern::Regex(re) => r.substitute(*re, uri, &a.script),
+                    let rest = if p == "/" { uri } else { &uri[n..] };
+                    if a.is_file && (rest.is_empty() || rest[0] == b'/') {
+                        // httpd's directory walk keeps a path info it finds set, and has one file to stat instead of
+                        // every prefix of script and path info.
+                        r.set_path_info(rest);
+                        a.script.clone().into_bytes()
+                    } else {
+                        [a.script.as_bytes(), rest].concat()
+                    }
+                }
+                Pattern::Regex(re) => match r.substitute(*re, uri, &a.script) {
+                    Some(file) => file,
+                    None => continue,
+                },
             };
-            if let Some(file) = file {
-                r.set_filename(&file);
-                r.set_handler(c"wsgi-script");
-                r.notes().set(c"alias-forced-type", b"wsgi-script");
-                config::set_alias(&r, &a.dir);
-                return OK;
-            }
+            r.set_filename(&file);
+            r.set_handler(c"wsgi-script");
+            r.notes().set(c"alias-forced-type", b"wsgi-script");
+            config::set_alias(&r, &a.dir);
+            return OK;
         }
         sys::DECLINED
     })

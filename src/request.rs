@@ -241,6 +241,11 @@ impl<'r> Request<'r> {
         // SAFETY: this thread's request; the string lies in its pool.
         unsafe { (*self.raw).filename = p }
     }
+    pub fn set_path_info(&self, rest: &[u8]) {
+        let p = self.pool().c_string(rest);
+        // SAFETY: this thread's request; the string lies in its pool.
+        unsafe { (*self.raw).path_info = p }
+    }
     /// Status and reason of the answer.
     pub fn set_status(&self, status: u16, reason: &[u8]) {
         let mut line = format!("{status} ").into_bytes();

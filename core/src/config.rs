@@ -93,13 +93,17 @@ pub struct Alias {
     /// The left side as written.
     pub from: String,
     pub script: String,
+    /// The right side was a regular file when the configuration was read: what follows in the URL is path info, and the
+    /// server need not look for the file along the path.
+    pub is_file: bool,
     /// Options of the alias; they win over the place's settings.
     pub dir: DirConfig,
 }
 
 impl Alias {
     pub fn new(pattern: Pattern, from: String, script: String) -> Alias {
-        Alias { pattern, from, script, dir: DirConfig::default() }
+        let is_file = matches!(pattern, Pattern::Prefix(_)) && Path::new(&script).is_file();
+        Alias { pattern, from, script, is_file, dir: DirConfig::default() }
     }
 
     /// The script, when the alias leads to exactly one file.
