@@ -46,7 +46,7 @@ install: ## Install below PREFIX (/usr/local); DESTDIR for packages
 	install -d "$$lib" "$(DESTDIR)$(PREFIX)/bin"
 	install -m 755 $(OUT)/mod-wsgi-rs "$$lib/mod-wsgi-rs"
 	install -m 755 $(OUT)/libmod_wsgi_rs.so "$$lib/mod_wsgi_rs.so"
-	scripts/worker-files.sh $(OUT)/libmod_wsgi_worker.so "$$lib/worker"
+	scripts/worker-files.sh $(OUT)/libmod_wsgi_worker.so "$$lib/worker" "$(PREFIX)/lib/mod-wsgi-rs/worker"
 	ln -sfn ../lib/mod-wsgi-rs/mod-wsgi-rs "$(DESTDIR)$(PREFIX)/bin/mod-wsgi-rs"
 	echo "Installed. Apache loads the module with:"
 	echo "    LoadModule wsgi_module $(PREFIX)/lib/mod-wsgi-rs/mod_wsgi_rs.so"
@@ -84,7 +84,7 @@ docs: ## Write the generated pages of docs/
 bench: ## Compare with other servers; writes docs/benchmarks.md
 	@scripts/setup.sh bench
 	$(MAKE) build
-	scripts/bench.sh
+	scripts/bench.sh $(OUT)
 
 clean: ## Remove everything that was built
 	@$(CARGO) clean

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Puts the files of a worker where the binary looks for them: scripts/worker-files.sh SOURCE-LIBRARY DESTINATION
+# Puts the files of a worker where the binary looks for them: scripts/worker-files.sh LIBRARY DESTINATION [FINAL]
+# FINAL: where DESTINATION will lie once it is installed, for the paths in tracebacks.
 # Compiles the Python half for the interpreters found in /usr/bin, /usr/local/bin and on PATH: at run time the directory
 # is not writable for workers, who would otherwise compile it at each start.
 set -eu
 
 library=$1
 destination=$2
+final=${3:-$destination}
 source=$(cd "$(dirname "$0")/../worker/python" && pwd)
 
 rm -rf "$destination.new"
@@ -24,7 +26,7 @@ for python in /usr/bin/python3.[0-9]* /usr/local/bin/python3.[0-9]* "$(command -
     [ -n "$tag" ] || continue
     done_for="$done_for $tag"
     # Unchecked: the file times of an installation say nothing.
-    "$python" -I -m compileall -q --invalidation-mode unchecked-hash -s "$destination.new" -p "$destination" "$destination.new/mod_wsgi_rs"
+    "$python" -I -m compileall -q --invalidation-mode unchecked-hash -s "$destination.new" -p "$final" "$destination.new/mod_wsgi_rs"
 done
 
 rm -rf "$destination"
