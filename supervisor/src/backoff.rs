@@ -36,6 +36,11 @@ impl Backoff {
         self.next.filter(|n| *n > now)
     }
 
+    /// Whether nothing has failed for `time` since it could be tried again.
+    pub fn has_settled(&self, now: Instant, time: Duration) -> bool {
+        self.next.is_some_and(|n| now >= n + time)
+    }
+
     /// Failures in a row.
     pub fn failures(&self) -> u32 {
         self.failures
@@ -55,7 +60,12 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
         assert_eq!(b.until(now), Some(now + Duration::from_secs(30)));
         assert!(b.until(now + Duration::from_secs(30)).is_none());
+        let ten = Duration::from_secs(10);
+        assert!(
+            !b.has_settled(now + Duration::from_secs(39), ten) && b.has_settled(now + Duration::from_secs(40), ten)
+        );
         b.reset();
+        assert!(!b.has_settled(now + Duration::from_secs(100), ten));
         assert_eq!((b.failures(), b.fail(now).as_secs()), (0, 1));
         for _ in 0..100 {
             b.fail(now);

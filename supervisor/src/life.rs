@@ -12,12 +12,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-/// A ready worker that dies sooner than this after it became ready dies quickly.
-const QUICK: Duration = Duration::from_secs(2);
 /// A worker whose control connection has ended is taken for dead for this long.
 const DEAF: Duration = Duration::from_secs(1);
-/// Quick deaths in a row that are answered at once; further ones wait.
-const FREE_DEATHS: u32 = 2;
+/// Unexpected deaths within [`DEATH_TIME`] that are answered at once, besides one for each process; after more of them
+/// there is a wait. A loop of crashes must not keep a processor busy, a few crashes must not stop a site.
+const FREE_DEATHS: usize = 8;
+const DEATH_TIME: Duration = Duration::from_secs(20);
 
 impl Pool {
     /// Starts a worker in a free slot. `false`: it cannot be done now.
@@ -251,9 +251,10 @@ impl Pool {
             }
             State::Ready => {
                 let lived = w.ready.map_or(Duration::ZERO, |r| now.duration_since(r));
-                self.quick_deaths = if lived < QUICK { self.quick_deaths + 1 } else { 0 };
+                self.deaths.retain(|t| now.duration_since(*t) < DEATH_TIME);
+                self.deaths.push(now);
                 let mut again = "a new one starts".to_owned();
-                if self.quick_deaths > FREE_DEATHS {
+                if self.deaths.len() > FREE_DEATHS + self.group.processes as usize {
                     let wait = self.backoff.fail(now);
                     self.failing = self.ready() == 0;
                     again = format!("a new one starts in {:.0} s", wait.as_secs_f64());

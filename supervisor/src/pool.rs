@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Workers more than wanted while a pool rolls.
 const SURGE: usize = 1;
-/// Ready for this long counts as success: failures are forgotten.
+/// This long without a failure, and failures are forgotten.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long rows of a pool that ends are waited for.
 const LAST_ROWS: Duration = Duration::from_secs(5);
@@ -72,8 +72,8 @@ pub struct Pool {
     /// Workers of a former supervisor.
     pub foreign: BTreeMap<u16, Foreign>,
     pub backoff: Backoff,
-    /// Quick deaths of ready workers in a row.
-    pub quick_deaths: u32,
+    /// Recent unexpected deaths of ready workers.
+    pub deaths: Vec<Instant>,
     /// Starts fail at present, and nobody is ready.
     pub failing: bool,
     /// The present epoch cannot load what the ready workers serve: no start until something changes.
@@ -148,7 +148,7 @@ impl Pool {
             burying: BTreeMap::new(),
             foreign: BTreeMap::new(),
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
-            quick_deaths: 0,
+            deaths: Vec::new(),
             failing: false,
             blocked: false,
             scripts: BTreeSet::new(),
@@ -235,7 +235,7 @@ impl Pool {
         self.roll_reason = reason;
         self.blocked = false;
         self.backoff.reset();
-        self.quick_deaths = 0;
+        self.deaths.clear();
     }
 
     /// A request waits: workers shall run.
@@ -307,9 +307,9 @@ impl Pool {
         if let Some(until) = self.backoff.until(now) {
             next = next.min(until);
         }
-        if self.workers.values().any(|w| w.ready.is_some_and(|r| now >= r + SETTLED)) {
+        // Only time without a failure counts: a worker that is ready, of whatever age, says nothing about new ones.
+        if self.starting() == 0 && self.backoff.has_settled(now, SETTLED) {
             self.backoff.reset();
-            self.quick_deaths = 0;
         }
         self.publish();
         if self.dirty {
