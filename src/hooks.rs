@@ -233,7 +233,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let own_pools = sites.iter().filter(|s| shares_nothing(s)).count();
     if own_pools > 0 {
         log::process(
-            Severity::Info,
+            Severity::Notice,
             "applications without WSGIApplicationGroup get worker processes of their own; \
              'WSGIApplicationGroup %{GLOBAL}' lets them share those of their process group and saves that memory",
         );
