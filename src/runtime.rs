@@ -15,7 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A group as requests see it.
 pub struct GroupEntry {
@@ -247,10 +247,27 @@ impl Runtime {
             return;
         }
         let Some(mut stream) = self.master.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let message = if exiting { ToSupervisor::Stop } else { ToSupervisor::Reloading };
-        if stream.send(&message, &[]).is_ok() && exiting {
-            // `Stopped`, the end of the connection, or the limit: all the same here.
-            let _ = stream.receive(Some(limit));
+        if !exiting {
+            // The supervisor also watches this process: a message that is lost only makes it wait longer.
+            let _ = stream.send(&ToSupervisor::Reloading, &[]);
+            return;
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            let told = stream.send(&ToSupervisor::Stop, &[]).map_err(drop);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match told.and_then(|()| stream.receive(Some(left)).map_err(drop)) {
+                Ok((FromSupervisor::Stopped, _)) => return,
+                _ if Instant::now() >= deadline => return,
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            // The supervisor this connection led to has gone. If there is a new one, it must be told; if nobody
+            // listens, all has ended.
+            match ControlStream::connect(self.dir.as_fd()) {
+                Ok(again) => stream = again,
+                Err(_) => return,
+            }
         }
     }
 }

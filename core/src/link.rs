@@ -206,14 +206,27 @@ impl Link {
 
     fn fetch(&self, group: &str, application: &str, limits: &Limits) -> Result<Pool, RequestError> {
         let unreachable = |e: LinkError| RequestError::Supervisor(e.to_string());
-        let mut stream = ControlStream::connect(self.dir.as_fd()).map_err(unreachable)?;
         let ask = ToSupervisor::Table {
             secret: self.secret.clone(),
             group: group.to_owned(),
             application: application.to_owned(),
         };
-        stream.send(&ask, &[]).map_err(unreachable)?;
-        let (answer, mut fds) = stream.receive(Some(Duration::from_secs(5))).map_err(unreachable)?;
+        let once = || {
+            let mut stream = ControlStream::connect(self.dir.as_fd())?;
+            stream.send(&ask, &[])?;
+            stream.receive(Some(Duration::from_secs(5)))
+        };
+        // A supervisor that is being replaced closes its connections; the keeper has the next one up in a moment.
+        let started = Instant::now();
+        let (answer, mut fds) = loop {
+            match once() {
+                Ok(answer) => break answer,
+                Err(LinkError::Closed | LinkError::Io(_)) if started.elapsed() < Duration::from_secs(2) => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(e) => return Err(unreachable(e)),
+            }
+        };
         match answer {
             FromSupervisor::Table { token, slots, threads, rows } if fds.len() == 2 => {
                 let (dir, memory) = (fds.pop(), fds.pop());
