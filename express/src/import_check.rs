@@ -22,14 +22,25 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// At most this much of the output is shown, from its end.
 const SHOWN: u64 = 64 * 1024;
 
-/// Runs the check. `Ok(false)`: it did not end within [`DEADLINE`] and was given up.
+/// How a check ends that found no fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Loaded,
+    /// It did not end within [`DEADLINE`] and was given up.
+    TooSlow,
+    /// `stop` said so.
+    Stopped,
+}
+
+/// Runs the check. `stop` is asked every few milliseconds whether to give up.
 pub fn run(
     application: &Application,
     python: &Path,
     home: &Path,
     python_path: &[PathBuf],
     account: &Account,
-) -> Result<bool, Error> {
+    mut stop: impl FnMut() -> bool,
+) -> Result<Outcome, Error> {
     let (script, module) = match application {
         Application::Script { path, .. } => (path.to_str(), None),
         Application::Module { module, .. } => (None, Some(module)),
@@ -62,19 +73,21 @@ pub fn run(
     let mut child = command.spawn().map_err(Error::io(format!("cannot run '{}'", python.display())))?;
     let deadline = Instant::now() + DEADLINE;
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(Error::io("cannot wait for the check"))? {
-            break status;
-        }
-        if Instant::now() > deadline {
+        // Asked first: Ctrl-C reaches the child as well, and its KeyboardInterrupt is no news.
+        let stopped = stop();
+        if stopped || Instant::now() > deadline {
             // It may end by itself in between.
             let _ = child.kill();
             let _ = child.wait();
-            return Ok(false);
+            return Ok(if stopped { Outcome::Stopped } else { Outcome::TooSlow });
+        }
+        if let Some(status) = child.try_wait().map_err(Error::io("cannot wait for the check"))? {
+            break status;
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     if status.code() == Some(LOADED) {
-        return Ok(true);
+        return Ok(Outcome::Loaded);
     }
     let mut text = String::new();
     let length = output.stream_position().unwrap_or(0);

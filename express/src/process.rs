@@ -2,6 +2,7 @@
 //! everything ends when it ends. The main thread waits for events; helper threads feed it.
 
 use crate::error::Error;
+use crate::import_check::Outcome;
 use crate::plan::Plan;
 use crate::render::httpd::{self, GRACEFUL_SHUTDOWN};
 use crate::root::ServerRoot;
@@ -53,15 +54,20 @@ pub fn serve(plan: &Plan) -> Result<u8, Error> {
         access::check(&plan.account, &[(access::Need::Pass, root.path.clone())])?;
         note(&format!("started as root: Apache's children and Python run as {} (see --user)", plan.account.name));
     }
-    let loaded = import_check::run(
+    let outcome = import_check::run(
         &plan.application,
         &plan.interpreter.path,
         &plan.working_directory,
         &plan.python_path,
         &plan.account,
+        || stop_wanted(&events),
     )?;
-    if !loaded {
-        note("MWR0621: the application has not finished loading within 60 s; starting all the same");
+    match outcome {
+        Outcome::Loaded => {}
+        Outcome::TooSlow => {
+            note("MWR0621: the application has not finished loading within 60 s; starting all the same")
+        }
+        Outcome::Stopped => return Ok(0),
     }
     if plan.setup_only {
         return set_up(plan, &configuration, root);
