@@ -207,21 +207,35 @@ fn full_help(o: &Opt) -> String {
     text
 }
 
+/// Breaks a text into lines of at most `width` characters.
+fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 {
+            let fits = column + 1 + length <= width;
+            out.push(if fits { ' ' } else { '\n' });
+            column = if fits { column + 1 } else { 0 };
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
+}
+
 fn unit(o: &Opt) -> String {
     if o.unit.is_empty() { String::new() } else { format!(" {}", o.unit) }
 }
 
 /// The command line of `express`, built from the table.
 pub fn command(name: &'static str) -> Command {
-    let mut command = Command::new(name)
-        .about("Serve a WSGI application through a private Apache")
-        .arg(
-            Arg::new("application")
-                .value_name("APPLICATION")
-                .num_args(0..)
-                .help("A WSGI script file, or package.module:callable"),
-        )
-        .max_term_width(110);
+    let mut command = Command::new(name).about("Serve a WSGI application through a private Apache").arg(
+        Arg::new("application")
+            .value_name("APPLICATION")
+            .num_args(0..)
+            .help("A WSGI script file, or package.module:callable"),
+    );
     for section in Section::ALL {
         for o in OPTIONS.iter().filter(|o| o.section == section) {
             let parser: ValueParser = match o.kind {
@@ -230,7 +244,7 @@ pub fn command(name: &'static str) -> Command {
                 Kind::Number(low, high) => RangedU64ValueParser::<u64>::new().range(low..=high).into(),
                 Kind::Choice(words) => PossibleValuesParser::new(words).into(),
             };
-            let mut arg = Arg::new(o.name).long(o.name).help(full_help(o)).help_heading(section.title());
+            let mut arg = Arg::new(o.name).long(o.name).help(wrap(&full_help(o), 76)).help_heading(section.title());
             arg = match o.kind {
                 Kind::Flag => arg.action(ArgAction::SetTrue),
                 _ => arg
@@ -351,6 +365,12 @@ mod tests {
         assert!(v.flag("access-log") && !v.flag("setup-only"));
         assert_eq!((v.text_or_default("log-level").as_str(), v.text_or_default("server").as_str()), ("info", "auto"));
         assert_eq!(v.text("host"), None);
+    }
+
+    #[test]
+    fn help_is_wrapped() {
+        assert_eq!(wrap("aa bb cc d", 5), "aa bb\ncc d");
+        assert_eq!(wrap("longer than wide", 4), "longer\nthan\nwide");
     }
 
     #[test]
