@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -52,22 +53,22 @@ CASES = {
     "unknown-group": ("WSGIDaemonProcess g group=no-group-of-this-name", ["group", "no-group-of-this-name"]),
     "root": ("WSGIDaemonProcess g user=root", ["user", "root"]),
     "root-by-number": ("WSGIDaemonProcess g user=#0", ["user", "0"]),
-    "python-home-missing": ("WSGIDaemonProcess g python-home=/nonexistent-home", ["python-home", "/nonexistent-home"]),
-    "python-home-empty": ("WSGIDaemonProcess g python-home={prefix}/htdocs", ["python-home", "htdocs"]),
+    "python-home-missing": ("WSGIDaemonProcess g python-home=/nonexistent-home", ["WSGIDaemonProcess g", "python home", "/nonexistent-home"]),
+    "python-home-empty": ("WSGIDaemonProcess g python-home={prefix}/htdocs", ["WSGIDaemonProcess g", "python home", "htdocs"]),
     "python-home-relative": ("WSGIDaemonProcess g python-home=venv", ["python-home", "venv"]),
     "home-missing": ("WSGIDaemonProcess g home=/nonexistent-dir", ["home", "/nonexistent-dir"]),
     "env-file-missing": ("WSGIDaemonProcess g env-file=/nonexistent-file", ["env-file", "/nonexistent-file"]),
     "env-without-equals": ("WSGIDaemonProcess g env=NAME", ["env", "NAME"]),
     "environment-value": ("WSGIDaemonProcess g environment=dirty", ["environment", "dirty"]),
     "duplicate-group": ("WSGIDaemonProcess g\nWSGIDaemonProcess g", ["WSGIDaemonProcess", "g"]),
-    "flag": ("WSGIPassAuthorization Maybe", ["WSGIPassAuthorization", "Maybe"]),
-    "reloading-flag": ("WSGIScriptReloading Sometimes", ["WSGIScriptReloading", "Sometimes"]),
+    "flag": ("WSGIPassAuthorization maybe", ["WSGIPassAuthorization", "maybe", "On"]),
+    "reloading-flag": ("WSGIScriptReloading sometimes", ["WSGIScriptReloading", "sometimes", "On"]),
     "alias-option": ("WSGIScriptAlias / {apps}/inspect.wsgi color=blue", ["WSGIScriptAlias", "color"]),
     "alias-match-regex": ("WSGIScriptAliasMatch ^/( {apps}/inspect.wsgi", ["WSGIScriptAliasMatch"]),
     "alias-no-script": ("WSGIScriptAlias /", ["WSGIScriptAlias"]),
     "missing-script": ("WSGIScriptAlias / {apps}/none.wsgi", ["WSGIScriptAlias", "none.wsgi"]),
-    "socket-prefix-in-location": ("<Location /x>\nWSGISocketPrefix /x\n</Location>", ["WSGISocketPrefix", "here"]),
-    "daemon-in-directory": ("<Directory />\nWSGIDaemonProcess x\n</Directory>", ["WSGIDaemonProcess", "here"]),
+    "socket-prefix-in-location": ("<Location /x>\nWSGISocketPrefix /x\n</Location>", ["WSGISocketPrefix", "not allowed"]),
+    "daemon-in-directory": ("<Directory />\nWSGIDaemonProcess x\n</Directory>", ["WSGIDaemonProcess", "not allowed"]),
 }  # fmt: skip
 
 
@@ -109,24 +110,24 @@ def test_old_python_is_refused(server: Apache) -> None:
     home = str(python.parent.parent) if python else old
     server.error_log.unlink(missing_ok=True)
     code, text = server.configtest(f"WSGIDaemonProcess g python-home={home}\n" + ALIAS)
-    assert code != 0 and "MWR0454" in text and "3.10" in text and home in text
+    assert code != 0 and re.search(r"MWR\d{4}", text) and "3.9" in text and "3.10" in text and home in text
 
 
 @pytest.mark.ours
 @pytest.mark.parametrize(
-    ("code", "implementation", "version", "free_threaded", "bits", "libc"),
+    ("word", "implementation", "version", "free_threaded", "bits", "libc"),
     [
-        ("MWR0453", "pypy", "3.10.14", 0, 64, "glibc 2.36"),
-        ("MWR0455", "cpython", "3.13.0", 1, 64, "glibc 2.36"),
-        ("MWR0456", "cpython", "3.11.0", 0, 32, "glibc 2.36"),
-        ("MWR0457", "cpython", "3.11.0", 0, 64, "musl"),
+        ("pypy", "pypy", "3.10.14", 0, 64, "glibc 2.36"),
+        ("free-threaded", "cpython", "3.13.0", 1, 64, "glibc 2.36"),
+        ("32 bit", "cpython", "3.11.0", 0, 32, "glibc 2.36"),
+        ("musl", "cpython", "3.11.0", 0, 64, "musl"),
     ],
 )
 def test_other_pythons_are_refused(
-    server: Apache, code: str, implementation: str, version: str, free_threaded: int, bits: int, libc: str
+    server: Apache, word: str, implementation: str, version: str, free_threaded: int, bits: int, libc: str
 ) -> None:
     """R18: PyPy, free-threaded builds, another word size or libc: refused with a code (told by a stand-in script)."""
-    home = server.prefix / "fake" / code
+    home = server.prefix / f"fake-{bits}-{len(libc)}-{free_threaded}-{len(implementation)}"
     facts = (
         f"implementation={implementation}\nversion={version}\nabiflags={'t' * free_threaded}\n"
         f"free_threaded={free_threaded}\nbits={bits}\nsoabi=x\nlibc={libc}\nend\n"
@@ -137,7 +138,7 @@ def test_other_pythons_are_refused(
     script.chmod(0o755)
     server.error_log.unlink(missing_ok=True)
     status, text = server.configtest(f"WSGIDaemonProcess g python-home={home}\n" + ALIAS)
-    assert status != 0 and code in text and str(home) in text, text
+    assert status != 0 and re.search(r"MWR\d{4}", text) and word in text and str(home) in text, text
 
 
 @pytest.mark.ours

@@ -23,6 +23,11 @@ class Process:
         now = look(self.pid)
         return now is not None and now.start == self.start
 
+    def age(self) -> float:
+        """Seconds since it was started."""
+        with open("/proc/uptime") as f:
+            return float(f.read().split()[0]) - self.start / os.sysconf("SC_CLK_TCK")
+
     def kill(self, sig: int = signal.SIGKILL) -> None:
         """Sends a signal if this very process still exists."""
         if self.alive():
