@@ -175,7 +175,7 @@ class Worker:
         os.pwrite(plan_fd, json.dumps(self.plan).encode(), 0)
         environment = dict(os.environ if env is None else env)
         environment["MOD_WSGI_RS_PLAN"] = f"{plan_fd},{bootstrap}"
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self.process = subprocess.Popen(
             [str(python), "-c", PROGRAM],
             env=environment,
@@ -428,7 +428,7 @@ class Client:
                 raise AssertionError(f"unexpected frame {kind}")
             r.ended |= kind == END or bool(flags & F_END)
             r.done |= kind == DONE or bool(flags & F_DONE)
-            if r.done or until == END and r.ended:
+            if r.done or (until == END and r.ended):
                 return r
 
     def request(self, path="/", **options):

@@ -281,6 +281,35 @@ def fork_returns(environ, start):
     return [b"child"]
 
 
+def fork_iterates(environ, start):
+    start("200 OK", [])
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return iter([b"parent"])
+    return iter([b"child"])
+
+
+def fork_raises(environ, start):
+    pid = os.fork()
+    if not pid:
+        raise ValueError("in the child")
+    os.waitpid(pid, 0)
+    start("200 OK", [])
+    return [b"parent"]
+
+
+def fork_prints(environ, start):
+    pid = os.fork()
+    if not pid:
+        print("child to stdout")
+        print("child to stderr", file=sys.stderr)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    start("200 OK", [])
+    return [b""]
+
+
 def fork_lists(environ, start):
     r, w = os.pipe()
     pid = os.fork()

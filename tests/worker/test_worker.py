@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import driver
-from worker.driver import Worker, wait_for
+from worker import bench, driver
+
+Worker, wait_for = driver.Worker, driver.wait_for
 
 ROUTES = Path(__file__).with_name("routes.wsgi")
 
@@ -24,7 +25,9 @@ def interpreters():
     candidates = [Path("/usr/bin/python3"), *sorted(Path.home().glob(".pyenv/versions/3.1*/bin/python"))]
     for path in candidates:
         if path.exists():
-            out = subprocess.run([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], stdout=subprocess.PIPE)
+            out = subprocess.run(
+                [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], stdout=subprocess.PIPE
+            )
             found.setdefault(out.stdout.decode().strip(), path)
     return found
 
@@ -162,8 +165,23 @@ def test_client_gone_while_the_body_is_read(worker):
     assert worker.get("/").body == b"hello"
 
 
+def test_malformed_frame_in_a_streamed_body(worker):
+    with worker.connect() as c:
+        row = c.post("/echo", stream=True)
+        assert c.frame()[0] == driver.CONTINUE
+        c.send(driver.DONE)
+        assert c.closed()
+        worker.table.wait_free(row)
+    assert worker.get("/").body == b"hello"
+
+
 def test_environ(shared_worker):
-    environ = {"HTTP_X_NAME": b"caf\xc3\xa9", "HTTP_COOKIE": "a=b", "SSL_SERVER": "x", "DOCUMENT_ROOT": "/s\xc3\xbc".encode("latin-1")}
+    environ = {
+        "HTTP_X_NAME": b"caf\xc3\xa9",
+        "HTTP_COOKIE": "a=b",
+        "SSL_SERVER": "x",
+        "DOCUMENT_ROOT": "/s\xc3\xbc".encode("latin-1"),
+    }
     body = shared_worker.get("/env", environ=environ).body
     e = ast.literal_eval(body.decode("utf-8", "surrogateescape"))
     assert e["HTTP_X_NAME"] == "caf\u00c3\u00a9"
@@ -258,7 +276,7 @@ def test_exception(shared_worker):
     assert (r.status, r.abort, r.done) == (None, driver.APPLICATION, True)
     assert all(level == 3 for level, _ in r.logs)
     assert r.logs[0][1].startswith("MWR0430: exception ValueError occurred processing WSGI script")
-    assert "Traceback (most recent call last):" in r.log_text and 'in boom' in r.log_text
+    assert "Traceback (most recent call last):" in r.log_text and "in boom" in r.log_text
     assert all("\n" not in text and "\x1b" not in text for _, text in r.logs)
     assert r.log_text.count("_worker") == 0
 
@@ -560,6 +578,22 @@ def test_child_that_returns_does_not_answer(worker):
         assert c.request("/").body == b"hello"
 
 
+def test_child_that_returns_an_iterator_or_raises_does_not_answer(worker):
+    with worker.connect() as c:
+        for path in ("/fork_iterates", "/fork_raises"):
+            r = c.request(path)
+            assert r.body == b"parent" and r.frames.count(driver.RESPONSE) == 1 and not r.abort
+            assert not driver.readable(c.sock, 0.2)
+        assert c.request("/").body == b"hello"
+    assert worker.table.requests == 3
+
+
+def test_output_of_a_child_goes_to_its_own_descriptor(worker):
+    worker.get("/fork_prints")
+    wait_for(lambda: "child to stdout\nchild to stderr" in worker.stderr(), "the child's output")
+    assert not worker.of("log")
+
+
 def test_child_holds_nothing_of_ours(worker):
     assert worker.get("/fork_lists").body == b"[]"
     listing = worker.get("/subprocess_lists").body.decode()
@@ -720,8 +754,9 @@ def test_events(worker):
     worker.get("/subscribe")
     r = worker.get("/env")
     assert "'wrapped': 'yes'" in r.body.decode()
-    assert [t for _, t in r.logs][0].startswith("event request_started")
-    wait_for(lambda: worker.of("log"), "request_finished")
+    assert r.logs[0][1].startswith("event request_started")
+    # After DONE: it belongs to no request any more.
+    assert "event request_finished 200" in worker.wait_log("event request_finished")["text"]
     r = worker.get("/boom")
     assert "event request_exception" in r.log_text
 
@@ -785,6 +820,29 @@ def test_unusable_plan(newest):
     w = newest(token="short")
     assert w.process.wait(20) == 1
     assert w.stderr().startswith("MWR0408: ") and len(w.stderr().splitlines()) == 1
+
+
+def test_memory(python, tmp_path):
+    """A hello worker takes at most 4 MiB more than a bare interpreter (R25)."""
+    if "debug" in driver.extension().parts:
+        pytest.skip("only a release build is that small")
+    with Worker(tmp_path, python=python, preload=[(ROUTES.with_name("hello.wsgi"), "application")], threads=15) as w:
+        w.wait_ready()
+        assert w.get("/", script=ROUTES.with_name("hello.wsgi")).body == b"Hello, world!"
+        bare = subprocess.Popen([python, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1)
+        bare.stdout.readline()
+        ours, theirs = bench.pss(w.process.pid), bench.pss(bare.pid)
+        bare.communicate(b"\n")
+    assert ours - theirs <= 4096, f"{ours} KiB against {theirs} KiB"
+
+
+def test_descriptors_are_high_and_not_inherited(worker):
+    low = []
+    for n in os.listdir(f"/proc/{worker.process.pid}/fd"):
+        target = os.readlink(f"/proc/{worker.process.pid}/fd/{n}")
+        if int(n) > 2 and int(n) < 1024:
+            low.append((n, target))
+    assert low == []
 
 
 def test_old_interpreter_is_refused(tmp_path):

@@ -16,9 +16,12 @@ use std::sync::{Arc, Mutex};
 /// Bytes up to which a frame is sent with the GIL held, without waiting.
 const HELD_SEND: usize = 16 * 1024;
 
+/// What a serving thread serves: the connection until DONE, the call until the end.
+type Serving = (Option<Arc<Conn>>, Py<Call>);
+
 thread_local! {
     /// The connection is taken away before DONE is sent: what is logged later belongs to no request.
-    static CURRENT: RefCell<Option<(Option<Arc<Conn>>, Py<Call>)>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Serving>> = const { RefCell::new(None) };
 }
 
 /// A request being served: its environ and its call.

@@ -35,6 +35,15 @@ pub struct Stream {
     asked: bool,
 }
 
+/// What of a body may still come on its connection.
+pub enum Rest {
+    Nothing,
+    /// BODY frames until BODY_END.
+    Frames,
+    /// The connection has failed, or its frames cannot be told apart any more: close it.
+    Broken,
+}
+
 struct State {
     body: Body,
     /// Bytes fetched from a file or stream and not read yet.
@@ -64,15 +73,19 @@ impl Input {
         Input::new(Body::Stream(Stream { conn, asked: false }))
     }
 
-    /// The request is over. Gives back whether a streamed body may still send frames, and drops what it holds.
-    pub fn finish(&self, py: Python<'_>) -> bool {
-        let body = {
+    /// The request is over: drops what it holds.
+    pub fn finish(&self, py: Python<'_>) -> Rest {
+        let (body, failed) = {
             let mut state = self.state(py);
             state.over = true;
             state.buf = Vec::new();
-            std::mem::replace(&mut state.body, Body::Empty)
+            (std::mem::replace(&mut state.body, Body::Empty), state.error.is_some())
         };
-        matches!(body, Body::Stream(_))
+        match body {
+            Body::Stream(_) if failed => Rest::Broken,
+            Body::Stream(_) => Rest::Frames,
+            _ => Rest::Nothing,
+        }
     }
 
     /// Reads and bytes so far, for events.

@@ -47,7 +47,7 @@ impl Stream {
 pub fn write(stream: Stream, text: &str) {
     if sys::forked() {
         // A child of the application: its own standard error, which the supervisor reads too.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        own_stderr(text);
         return;
     }
     let mut lines = Vec::new();
@@ -73,6 +73,10 @@ pub fn write(stream: Stream, text: &str) {
     }
 }
 
+fn own_stderr(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
 /// Sends what is left of a stream's last line.
 pub fn flush(stream: Stream) {
     let line = PARTIAL.with_borrow_mut(|p| std::mem::take(&mut p[stream as usize]));
@@ -96,6 +100,10 @@ pub fn flush_all() {
 pub fn record(level: Level, text: &str) {
     let mut rest = text.trim_end_matches(['\r', '\n']);
     if rest.trim().is_empty() {
+        return;
+    }
+    if sys::forked() {
+        own_stderr(&format!("{rest}\n"));
         return;
     }
     let conn = call::current_conn();

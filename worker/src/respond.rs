@@ -41,6 +41,10 @@ pub struct Response<'a, 'py> {
 impl<'py> Response<'_, 'py> {
     /// Sends what the application returned, runs its `close()`, sends DONE. `false`: the connection must be closed.
     pub fn send(mut self, result: PyResult<Bound<'py, PyAny>>) -> bool {
+        if sys::forked() {
+            // A child of the application that came back by the parent's stack.
+            sys::exit_now(0);
+        }
         let result = match result {
             Ok(result) => result,
             Err(e) => {
@@ -196,7 +200,11 @@ impl<'py> Response<'_, 'py> {
         if dropped > 0 {
             let text =
                 format!("MWR0427: {dropped} log records of this request were dropped, the server did not read them");
-            log::record(Level::Warn, &text);
+            let mut frame = Vec::new();
+            encode::log(&mut frame, Level::Warn, text.as_bytes());
+            // This one waits for the server, without the GIL: it must not be dropped in its turn. Whether the server has
+            // gone shows at the next frame.
+            let _ = call::transmit(self.py, self.conn, &frame, &[], 0);
         }
         call::detach_conn(self.call.get());
     }

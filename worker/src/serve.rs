@@ -5,7 +5,7 @@ use crate::call::{Call, Current};
 use crate::conn::{Bad, Conn, Frame, Place};
 use crate::environ::Builder;
 use crate::fds::Fd;
-use crate::input::{Body, Input};
+use crate::input::{Body, Input, Rest};
 use crate::log;
 use crate::respond::Response;
 use crate::scripts::{self, App, Target};
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 /// long, times the serving threads, for each time it needs the GIL.
 const HOLD: Duration = Duration::from_micros(500);
 /// Bytes of a thread's receive buffer; longer frames get a buffer of their own.
-const RECEIVE: usize = 32 * 1024;
+const RECEIVE: usize = 8 * 1024;
 /// Connections accepted in one go.
 const ACCEPTS: usize = 64;
 
@@ -307,7 +307,7 @@ impl Server {
         };
         let target = Target::of(request);
         let mut out = std::mem::take(&mut self.out);
-        if out.capacity() > 2 * RECEIVE {
+        if out.capacity() > 4 * RECEIVE {
             out = Vec::new();
         }
         let script = String::from_utf8_lossy(target.script);
@@ -358,11 +358,16 @@ impl Server {
                 response.abort(AbortReason::Load, true)
             }
         };
-        if input.get().finish(py) {
-            conn.inbound().stream_tail = true;
-        }
+        let intact = match input.get().finish(py) {
+            Rest::Nothing => true,
+            Rest::Frames => {
+                conn.inbound().stream_tail = true;
+                true
+            }
+            Rest::Broken => false,
+        };
         drop(current);
-        alive
+        alive && intact
     }
 
     /// The callable of a request; loads the script if need be. `None`: there is none, and that has been logged.

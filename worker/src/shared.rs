@@ -290,6 +290,10 @@ impl Shared {
 
     /// Wakes a thread; a full pipe means that it will wake anyway.
     pub fn wake(&self, pipe: &(Fd, Fd)) {
+        if sys::forked() {
+            // The number may be the application's by now.
+            return;
+        }
         let _ = nix::unistd::write(&pipe.0, &[0]);
     }
 
@@ -297,6 +301,9 @@ impl Shared {
 
     /// Queues a message to the supervisor. Never blocks.
     pub fn tell(&self, message: &FromWorker) {
+        if sys::forked() {
+            return;
+        }
         let Ok(bytes) = control::encode(message) else { return };
         let mut queue = lock(&self.queue);
         let record = matches!(message, FromWorker::Log { .. });
