@@ -1,14 +1,15 @@
 //! A blocking connection to one worker: HELLO, one REQUEST, frames of the answer. Used by servers whose request runs in
 //! a thread of its own (httpd). Descriptors from a worker are hostile until [`checked_file`] has passed them.
 
-use mod_wsgi_wire::frame::{Header, Kind};
+use mod_wsgi_wire::frame::{AbortReason, Header, Kind};
 use mod_wsgi_wire::{decode, encode, limits};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, send, sendmsg,
+    socket_with,
 };
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -77,6 +78,14 @@ impl Inbox {
     /// Whether a whole frame has been received.
     pub fn has_frame(&self) -> Result<bool, decode::Error> {
         Ok(decode::frame(&self.buf[self.start..self.end])?.is_some())
+    }
+
+    /// The reason, when the first frame received is a whole ABORT.
+    pub fn begins_with_abort(&self) -> Option<AbortReason> {
+        match decode::frame(&self.buf[self.start..self.end]) {
+            Ok(Some((h, payload, _))) if h.kind == Kind::Abort => decode::abort(payload).ok(),
+            _ => None,
+        }
     }
 
     /// Consumes the next whole frame and gives its header; a FILE's descriptor comes with it. The payload is then at
@@ -174,6 +183,14 @@ impl Conn {
         let mut sent = 0;
         let mut pass = pass;
         while sent < bytes.len() {
+            if pass.is_none() {
+                match send(&self.fd, &bytes[sent..], SendFlags::NOSIGNAL) {
+                    Ok(n) => sent += n,
+                    Err(Errno::INTR) => {}
+                    Err(e) => return Err(ConnError::Lost(e)),
+                }
+                continue;
+            }
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             let holder = pass.map(|fd| [fd]);

@@ -202,33 +202,47 @@ pub fn apply(index: usize, target: &mut Target<'_>, words: &[String]) -> Result<
     (d.set)(target, words).map_err(|e| if e.starts_with(d.name) { e } else { format!("{}: {e}", d.name) })
 }
 
-/// Splits the arguments of a directive as httpd does: white space separates, quotes (single or double) join, a backslash
-/// inside quotes protects a quote or a backslash.
+/// Reads a quoted string whose opening quote is the first character of `text`: the content, and what follows it. A
+/// backslash protects a quote of the same kind or a backslash; without a closing quote all of the text is content.
+fn quoted(text: &str) -> (String, &str) {
+    let mut chars = text.char_indices();
+    let Some((_, quote)) = chars.next() else { return (String::new(), "") };
+    let mut content = String::new();
+    while let Some((i, c)) = chars.next() {
+        if c == quote {
+            return (content, &text[i + 1..]);
+        }
+        let next = text[i + c.len_utf8()..].chars().next();
+        match next {
+            Some(n) if c == '\\' && (n == quote || n == '\\') => {
+                content.push(n);
+                chars.next();
+            }
+            _ => content.push(c),
+        }
+    }
+    (content, "")
+}
+
+/// Splits the arguments of a directive as httpd does: white space separates, quotes (single or double) around a word or
+/// around the value after `name=` join.
 pub fn split_words(args: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = args.trim_start();
-    while let Some(c) = rest.chars().next() {
+    while let Some(first) = rest.chars().next() {
         let mut word = String::new();
-        if c == '"' || c == '\'' {
-            let mut chars = rest[1..].char_indices();
-            let mut end = rest.len();
-            while let Some((i, ch)) = chars.next() {
-                if ch == '\\' && matches!(rest[1 + i + 1..].chars().next(), Some(n) if n == c || n == '\\') {
-                    if let Some((_, n)) = chars.next() {
-                        word.push(n);
-                    }
-                } else if ch == c {
-                    end = 1 + i + 1;
-                    break;
-                } else {
-                    word.push(ch);
-                }
-            }
-            rest = &rest[end..];
+        if first == '"' || first == '\'' {
+            (word, rest) = quoted(rest);
         } else {
             let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-            word.push_str(&rest[..end]);
-            rest = &rest[end..];
+            let value = rest[..end].find('=').map(|i| i + 1).filter(|i| rest[*i..].starts_with(['"', '\'']));
+            word.push_str(&rest[..value.unwrap_or(end)]);
+            rest = &rest[value.unwrap_or(end)..];
+            if value.is_some() {
+                let (content, after) = quoted(rest);
+                word.push_str(&content);
+                rest = after;
+            }
         }
         words.push(word);
         rest = rest.trim_start();
@@ -253,6 +267,7 @@ mod tests {
         assert_eq!(split_words(r#"a "b c" 'd "e"' "f\"g\\h" "#), ["a", "b c", "d \"e\"", "f\"g\\h"]);
         assert_eq!(split_words("  "), Vec::<String>::new());
         assert_eq!(split_words(r#""open"#), ["open"]);
+        assert_eq!(split_words(r#"x home="/a b" env='K=v "w"' y=z"#), ["x", "home=/a b", "env=K=v \"w\"", "y=z"]);
     }
 
     #[test]

@@ -243,7 +243,14 @@ impl Exchange {
         if let Err(e) = self.conn.send(out.frame, out.body) {
             return self.lost(e);
         }
-        self.wait(client, inbox, started)
+        match self.wait(client, inbox, started)? {
+            // An ending worker has given the request back unrun.
+            Sent::Answering if inbox.begins_with_abort() == Some(AbortReason::NotRun) => {
+                self.pool.pass_over(self.lease.slot);
+                Ok(Sent::Recalled)
+            }
+            sent => Ok(sent),
+        }
     }
 
     /// The connection is of no use any more. Whether anything has run is what the row says, not the socket.

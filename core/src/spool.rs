@@ -61,7 +61,7 @@ impl Spool {
                 self.written += bytes.len() as u64;
                 return Ok(());
             }
-            self.to_file()?;
+            self.spill()?;
         }
         if let Some(f) = &self.file {
             f.write_all_at(bytes, self.written)?;
@@ -71,7 +71,7 @@ impl Spool {
     }
 
     /// Moves what is in memory to a file. Offsets in the file are offsets of the stream.
-    fn to_file(&mut self) -> io::Result<()> {
+    fn spill(&mut self) -> io::Result<()> {
         let f = temporary(DIRECTORY)?;
         f.write_all_at(&self.memory, self.written - self.memory.len() as u64)?;
         self.memory = Vec::new();
@@ -96,7 +96,7 @@ impl Spool {
     /// The unread rest as one file: descriptor, offset, length. Small rests are better taken by [`Spool::take`].
     pub fn rest_as_file(&mut self) -> io::Result<(OwnedFd, u64, u64)> {
         if self.file.is_none() {
-            self.to_file()?;
+            self.spill()?;
         }
         match &self.file {
             Some(f) => Ok((reopened(f)?, self.read, self.len())),

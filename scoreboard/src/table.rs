@@ -172,7 +172,9 @@ impl Table {
     /// One sweep of draining: FREE rows are CLOSED. The slot must be DRAINING already (a worker that frees a row looks
     /// at that). Gives the number of rows not yet CLOSED. Supervisor only; repeat until 0.
     pub fn drain_rows(&self, s: u16) -> usize {
-        (0..self.shape.rows).filter(|r| !(row::close(self.row(s, *r)) || self.row_at(s, *r).state == RowState::Closed)).count()
+        (0..self.shape.rows)
+            .filter(|r| !(row::close(self.row(s, *r)) || self.row_at(s, *r).state == RowState::Closed))
+            .count()
     }
 
     /// One sweep over the rows of a DEAD slot: FREE and RUNNING → CLOSED, SENT of departed clients too. Gives the
