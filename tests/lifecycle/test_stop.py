@@ -143,7 +143,7 @@ def test_start_after_crash(apache) -> None:
     assert server.get("/exact?x").status == 200
     server.kill_all()
     server.process = None
-    server.log.allow("AH00098")
+    server.log.allow(r"AH00098|MWR03\d\d")
     server.start()
     assert server.get("/exact?y").text == "exact:y"
 
