@@ -76,7 +76,7 @@ fn is_root() -> bool {
 fn server_ids() -> (u32, u32) {
     if is_root() {
         // SAFETY: httpd's record of User and Group, filled while the configuration was read.
-        unsafe { ((*(&raw const sys::ap_unixd_config)).user_id, (*(&raw const sys::ap_unixd_config)).group_id) }
+        unsafe { (sys::ap_unixd_config.user_id, sys::ap_unixd_config.group_id) }
     } else {
         // SAFETY: no arguments, cannot fail.
         unsafe { (libc::geteuid(), libc::getegid()) }
@@ -272,7 +272,7 @@ fn log_level(main: *mut sys::server_rec) -> Level {
     let mut level = Level::Crit;
     for l in [Level::Error, Level::Warn, Level::Notice, Level::Info, Level::Debug] {
         // SAFETY: a live server; the index is this module's.
-        let logged = unsafe { sys::mwr_logs_s(main, (*(&raw const crate::wsgi_module)).module_index, l as c_int) != 0 };
+        let logged = unsafe { sys::mwr_logs_s(main, crate::wsgi_module.module_index, l as c_int) != 0 };
         if logged {
             level = l;
         }

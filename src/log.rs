@@ -35,7 +35,7 @@ fn c_text(text: &str) -> CString {
 /// The module's slot in httpd's tables; -1 before it is loaded.
 fn index() -> c_int {
     // SAFETY: httpd writes the index once, when it loads the module, before any callback can run.
-    unsafe { (*(&raw const crate::wsgi_module)).module_index }
+    unsafe { crate::wsgi_module.module_index }
 }
 
 /// Logs for the process (start, configuration; no server at hand).
