@@ -268,6 +268,9 @@ pub fn response(p: &[u8]) -> Result<Response<'_>, Error> {
     if count as usize > limits::MAX_RESPONSE_HEADERS || reason_len > limits::MAX_REASON {
         return Err(Error::Value { at: 2 });
     }
+    if head_len > limits::MAX_RESPONSE_HEAD - RESPONSE_FIXED {
+        return Err(Error::Value { at: 8 });
+    }
     let head = c.take(head_len)?;
     let data = &p[c.at..];
     if data.len() > limits::MAX_DATA {

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_wsgi_wire_fuzz::hello_server::run(data));
