@@ -100,7 +100,7 @@ def test_traceback(server: Apache) -> None:
 @pytest.mark.ours
 def test_long_record(server: Apache) -> None:
     """R20: a record of 1 MiB is cut, does not block, and the server goes on."""
-    server.log.allow(".{5000}|xxxx")
+    server.log.allow(".{5000}|xxxx|MWR0427")
     server.write("long.wsgi", "def application(e, s):\n    e['wsgi.errors'].write('x' * (1 << 20) + '\\n')\n"
                  "    s('200 OK', [('Content-Length', '0')])\n    return []\n")  # fmt: skip
     server.config += "WSGIScriptAlias /long {apps}/long.wsgi\n"
