@@ -130,7 +130,9 @@ def wait_for(condition, what, deadline=DEADLINE):
 class Worker:
     """One worker process and its supervisor's side."""
 
-    def __init__(self, root, *, python=sys.executable, preload=(), threads=2, rows=8, env=None, files=None, **plan):
+    def __init__(
+        self, root, *, user=None, python=sys.executable, preload=(), threads=2, rows=8, env=None, files=None, **plan
+    ):
         self.root = Path(root)
         self.files = files or worker_files(self.root / "worker")
         self.table = Table(threads=threads, rows=rows)
@@ -182,6 +184,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self.errors,
             stderr=self.errors,
+            user=user,
             pass_fds=[*fds.values(), plan_fd, bootstrap],
         )
         for fd in (worker_dir, bootstrap, plan_fd):

@@ -431,6 +431,11 @@ def main_module(environ, start):
     return [repr((hasattr(__main__, "__file__"), __main__.__spec__, sys.argv, sys.path, "MOD_WSGI_RS_PLAN" in os.environ)).encode()]
 
 
+def prefix(environ, start):
+    start("200 OK", [])
+    return [repr((sys.prefix, sys.executable)).encode()]
+
+
 def api(environ, start):
     import mod_wsgi
 

@@ -728,6 +728,35 @@ def test_worker_files_with_unchecked_bytecode(python, tmp_path):
         assert w.get("/", script=ROUTES).body == b"hello"
 
 
+@pytest.mark.parametrize("how", ["--symlinks", "--copies", "--system-site-packages"])
+def test_virtual_environment(python, tmp_path, how):
+    subprocess.run([python, "-m", "venv", "--without-pip", how, tmp_path / "venv"], check=True)
+    own = tmp_path / "venv" / "bin" / "python"
+    with Worker(tmp_path, python=own) as w:
+        w.wait_ready()
+        found = ast.literal_eval(w.get("/prefix", script=ROUTES).body.decode())
+    assert found == (str(tmp_path / "venv"), str(own))
+
+
+@pytest.mark.root
+def test_files_that_the_user_cannot_reach(tmp_path):
+    """The clone of a root user lies below a directory that is closed to the worker's user."""
+    if os.geteuid():
+        pytest.skip("needs root to become another user")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    files = driver.worker_files(closed / "worker")
+    tmp_path.chmod(0o755)
+    script = tmp_path / "routes.wsgi"
+    script.write_bytes(ROUTES.read_bytes())
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    with Worker(tmp_path, python="/usr/bin/python3", files=files, user=65534) as w:
+        w.wait_ready()
+        assert w.get("/", script=script).body == b"hello"
+        assert "MWR0430" in w.get("/boom", script=script).log_text
+
+
 def test_mod_wsgi_module(shared_worker):
     found = ast.literal_eval(shared_worker.get("/api").body.decode())
     assert found["version"] >= (6, 0) and found["group"] == "test" and found["threads"] == 2

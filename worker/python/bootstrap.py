@@ -109,12 +109,9 @@ def start():
         fail("MWR0408", "the plan of this worker cannot be read: %s" % e)
     directory = worker_directory(directory_fd)
     main = load(directory)
+    # The package imports all its modules at once: nothing is looked up through the directory later.
     os.close(bootstrap_fd)  # noqa: F821
-    if directory.startswith("/proc/self/fd/"):
-        # Modules of the package that are imported later are found through it.
-        os.set_inheritable(directory_fd, False)
-    else:
-        os.close(directory_fd)
+    os.close(directory_fd)
     try:
         worker = main.Worker(plan_fd)  # noqa: F821
     except Exception as e:

@@ -73,8 +73,14 @@ pub fn write(stream: Stream, text: &str) {
     }
 }
 
+/// Straight to the descriptor: a lock of the parent's may be held for ever in the child of a fork.
 fn own_stderr(text: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    let mut rest = text.as_bytes();
+    while let Ok(n) = nix::unistd::write(std::io::stderr(), rest)
+        && n < rest.len()
+    {
+        rest = &rest[n..];
+    }
 }
 
 /// Sends what is left of a stream's last line.

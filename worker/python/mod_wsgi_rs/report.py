@@ -27,11 +27,16 @@ def log_lines(text):
         write(ERROR, line)
 
 
+def printable(text):
+    """Text without lone surrogates (from file names, or from bytes read leniently), which no log can hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write(level, line):
     try:
         _worker.log_record(level, line)
     except UnicodeEncodeError:
-        _worker.log_record(level, line.encode("utf-8", "backslashreplace").decode("utf-8"))
+        _worker.log_record(level, printable(line))
 
 
 def exception(error, script):

@@ -46,7 +46,7 @@ def load(script, callable_name):
         if first not in entry.namespace:
             error = "WSGI script '%s' has no callable '%s'" % (name, callable_name)
         _worker.register_app(script, callable_name, entry.namespace, entry.mtime)
-        _worker.loaded(name, callable_name, entry.mtime, error)
+        _worker.loaded(report.printable(name), callable_name, entry.mtime, error and report.printable(error))
     return True
 
 
@@ -70,8 +70,7 @@ def _failed(entry, name, callable_name, error):
         return
     report.write(report.ERROR, "MWR0433: WSGI script '%s' cannot be loaded: %s" % (name, kind))
     report.log_lines(text)
-    shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    _worker.loaded(name.encode("utf-8", "replace").decode(), callable_name, _mtime(name), shown)
+    _worker.loaded(report.printable(name), callable_name, _mtime(name), report.printable(text))
 
 
 def _mtime(name):

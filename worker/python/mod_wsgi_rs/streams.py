@@ -51,7 +51,7 @@ class LogStream(io.TextIOBase):
             _worker.write(self._number, text)
         except UnicodeEncodeError:
             # Lone surrogates.
-            _worker.write(self._number, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+            _worker.write(self._number, text.encode(self.encoding, self.errors).decode(self.encoding))
         return len(text)
 
     def flush(self):
