@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "worker" / "python"
+ROUTES = Path(__file__).with_name("routes.wsgi")
 
 HELLO, REQUEST, BODY, BODY_END, CONTINUE, RESPONSE, DATA, FILE, LOG, END, DONE, ABORT = range(1, 13)
 F_END, F_DONE, F_BODY_FD, F_BODY_STREAM = 1, 2, 4, 8

@@ -4,7 +4,8 @@
 use mod_wsgi_wire::decode::{Key, Request};
 use mod_wsgi_wire::keys;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyDict, PyFloat, PyString, PyTuple};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest value whose object is kept for the next request.
 const MAX_KEPT: usize = 256;
@@ -21,6 +22,8 @@ pub struct Builder {
     /// The last value of each known key, where it is likely to come again and is no secret.
     kept: Vec<Option<Known>>,
     named: Vec<Known>,
+    /// The server's version as last sent, and the tuple made of it.
+    version: Option<(Box<[u8]>, Py<PyTuple>)>,
     fsdecode: Py<PyAny>,
 }
 
@@ -30,7 +33,7 @@ impl Builder {
         let names = keys::NAMES.iter().map(|n| PyString::intern(py, n).unbind()).collect();
         let kept = keys::NAMES.iter().map(|_| None).collect();
         let fsdecode = py.import("os")?.getattr("fsdecode")?.unbind();
-        Ok(Builder { base, names, kept, named: Vec::new(), fsdecode })
+        Ok(Builder { base, names, kept, named: Vec::new(), version: None, fsdecode })
     }
 
     /// The environ of a request, without `wsgi.input`.
@@ -39,13 +42,43 @@ impl Builder {
         for (key, value) in request.entries() {
             match key {
                 Key::Known(id) => {
-                    let value = self.known_value(py, id, value)?;
-                    environ.set_item(self.names[id as usize].bind(py), value)?;
+                    let name = &self.names[id as usize];
+                    match id {
+                        // Microseconds since the epoch; applications get seconds.
+                        keys::MW_REQUEST_START | keys::MW_QUEUE_START => {
+                            environ.set_item(name.bind(py), PyFloat::new(py, decimal(value) as f64 / 1e6))?;
+                        }
+                        keys::APACHE_VERSION => {
+                            let name = name.clone_ref(py);
+                            environ.set_item(name, self.version(py, value)?)?;
+                        }
+                        _ => {
+                            let value = self.known_value(py, id, value)?;
+                            environ.set_item(self.names[id as usize].bind(py), value)?;
+                        }
+                    }
                 }
                 Key::Named(name) => environ.set_item(self.name(py, name), latin1(py, value))?,
             }
         }
+        // A clock before 1970 is as good as 0 here.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let now = PyFloat::new(py, now);
+        environ.set_item(self.names[keys::MW_DAEMON_START as usize].bind(py), &now)?;
+        environ.set_item(self.names[keys::MW_APPLICATION_START as usize].bind(py), &now)?;
         Ok(environ)
+    }
+
+    /// `2.4.71` as (2, 4, 71).
+    fn version<'py>(&mut self, py: Python<'py>, value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
+        if let Some((bytes, tuple)) = &self.version
+            && **bytes == *value
+        {
+            return Ok(tuple.bind(py).clone());
+        }
+        let tuple = PyTuple::new(py, value.split(|b| *b == b'.').map(decimal).collect::<Vec<_>>())?;
+        self.version = Some((value.into(), tuple.clone().unbind()));
+        Ok(tuple)
     }
 
     fn known_value<'py>(&mut self, py: Python<'py>, id: u8, value: &[u8]) -> PyResult<Bound<'py, PyString>> {
@@ -110,6 +143,12 @@ fn is_kept(id: u8) -> bool {
             | keys::MW_REQUEST_START
             | keys::MW_QUEUE_START
     )
+}
+
+/// The number that `text` begins with.
+fn decimal(text: &[u8]) -> u64 {
+    let digits = text.iter().take_while(|b| b.is_ascii_digit());
+    digits.fold(0u64, |n, b| n.saturating_mul(10).saturating_add((b - b'0') as u64))
 }
 
 /// Bytes as a str in Latin-1, as PEP 3333 wants every value.

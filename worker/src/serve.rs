@@ -184,7 +184,10 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, buf: &mut [u8]) -> Option<Work> {
                 Place::Own(bytes) => bytes,
             };
             if let Err(e) = greet(shared, &conn, h, payload) {
-                shared.log_hostile(&format!("MWR0422: a peer's greeting was refused: {e}"));
+                // A peer that has left meanwhile (its request was recalled, its process ended) is no news.
+                if let Some(e) = e {
+                    shared.log_hostile(&format!("MWR0422: a peer's greeting was refused: {e}"));
+                }
                 drop(inbound);
                 shared.close(&conn);
                 return None;
@@ -221,20 +224,20 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, buf: &mut [u8]) -> Option<Work> {
     None
 }
 
-/// Checks a peer's HELLO and answers it.
-fn greet(shared: &Shared, conn: &Conn, h: Header, payload: &[u8]) -> Result<(), String> {
+/// Checks a peer's HELLO and answers it. `Err(None)`: the peer has left.
+fn greet(shared: &Shared, conn: &Conn, h: Header, payload: &[u8]) -> Result<(), Option<String>> {
     if h.kind != Kind::Hello {
-        return Err(format!("{:?} came before HELLO", h.kind));
+        return Err(Some(format!("{:?} came before HELLO", h.kind)));
     }
-    let hello = decode::hello_server(payload).map_err(|e| e.to_string())?;
+    let hello = decode::hello_server(payload).map_err(|e| Some(e.to_string()))?;
     if !decode::token_matches(&hello.token, &shared.token) {
-        return Err("wrong token".into());
+        return Err(Some("wrong token".into()));
     }
     let mut answer = Vec::new();
     encode::hello_worker(&mut answer, shared.plan.slot, shared.plan.slot_generation);
     match conn.try_send(&answer) {
         Ok(true) => Ok(()),
-        _ => Err("the answer cannot be sent".into()),
+        _ => Err(None),
     }
 }
 

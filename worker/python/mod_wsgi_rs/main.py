@@ -87,6 +87,8 @@ class Worker:
             "mod_wsgi.process_group": plan["group"],
             "mod_wsgi.application_group": plan["application"],
             "mod_wsgi.callable_object": "application",
+            "mod_wsgi.request_handler": "wsgi-script",
+            "mod_wsgi.handler_script": "",
             "mod_wsgi.thread_id": number,
         }
 
