@@ -108,11 +108,18 @@ pub fn recall(w: &impl Word, sent: RowWord) -> bool {
     sent.state == RowState::Sent && w.swap_if(sent.pack(), sent.released(RowState::Free).pack())
 }
 
-/// FREE → CLOSED by the supervisor, or by the worker for a row it has just freed while draining.
+/// FREE → CLOSED by the supervisor.
 pub fn close(w: &impl Word) -> bool {
     let now = w.load();
     let word = RowWord::unpack(now);
     word.state == RowState::Free && w.swap_if(now, word.with(RowState::Closed, 0).pack())
+}
+
+/// FREE → CLOSED by whoever has just freed the row of `sent` and then found its slot draining. Only that freed row is
+/// closed: who comes late, after the slot has been given to a new worker, finds another generation and does nothing.
+pub fn close_freed(w: &impl Word, sent: RowWord) -> bool {
+    let freed = sent.released(RowState::Free);
+    w.swap_if(freed.pack(), freed.with(RowState::Closed, 0).pack())
 }
 
 /// SENT → FREE (next generation) by the supervisor, for a client that has gone (`gone` decides).

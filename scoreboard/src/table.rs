@@ -263,7 +263,7 @@ impl Table {
         let ok = row::recall(self.row(l.slot, l.row), l.word);
         if ok {
             self.drop_in_use(l.slot);
-            self.close_if_draining(l.slot, l.row);
+            self.close_if_draining(l);
         }
         ok
     }
@@ -335,15 +335,15 @@ impl Table {
             let _ = self.slot_word(l.slot, slot::RUNNING).fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
             self.drop_in_use(l.slot);
             self.slot_word(l.slot, slot::REQUESTS).fetch_add(1, Relaxed);
-            self.close_if_draining(l.slot, l.row);
+            self.close_if_draining(l);
         }
         ok
     }
 
-    fn close_if_draining(&self, s: u16, r: u16) {
+    fn close_if_draining(&self, l: &Lease) {
         // Order matters: the row was freed before the state is read, the supervisor sets the state before it sweeps.
-        if self.slot(s).1 == SlotState::Draining {
-            row::close(self.row(s, r));
+        if self.slot(l.slot).1 == SlotState::Draining {
+            row::close_freed(self.row(l.slot, l.row), l.word);
         }
     }
 
