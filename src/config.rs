@@ -8,7 +8,7 @@ use crate::runtime::Runtime;
 use crate::sys;
 use mod_wsgi_core::config::{DirConfig, ServerConfig};
 use std::ffi::{c_char, c_void};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Settings of one server or virtual host, and the runtime once there is one.
 #[derive(Default)]
@@ -16,18 +16,11 @@ pub struct Host {
     pub settings: ServerConfig,
     /// Lives in the configuration pool; null until post_config.
     runtime: AtomicPtr<Runtime>,
-    /// Number of this server in httpd's list; part of application-group keys.
-    index: AtomicUsize,
 }
 
 impl Host {
-    pub fn set_runtime(&self, runtime: *mut Runtime, index: usize) {
-        self.index.store(index, Ordering::Relaxed);
+    pub fn set_runtime(&self, runtime: *mut Runtime) {
         self.runtime.store(runtime, Ordering::Release);
-    }
-
-    pub fn index(&self) -> usize {
-        self.index.load(Ordering::Relaxed)
     }
 
     /// The runtime; `None` before the first real post_config.

@@ -20,6 +20,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const OK: c_int = sys::OK as c_int;
 const HTTP_FORBIDDEN: c_int = sys::HTTP_FORBIDDEN as c_int;
@@ -147,7 +148,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
         }
     };
     scratch.frame.clear();
-    build(r, &route, &body, &mut scratch.frame)?;
+    build(r, runtime, &route, &body, &mut scratch.frame)?;
     let file = match &body {
         upload::Received::Inline(bytes) => {
             scratch.frame.extend_from_slice(bytes);
@@ -210,16 +211,16 @@ fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, Request
     let entry = entry.filter(|e| e.host.is_none() || e.host.as_deref() == r.server_hostname());
     let entry = entry.ok_or_else(|| RequestError::UnknownGroup(group.clone().into_owned()))?;
     let limits = entry.limits.as_ref().ok_or_else(|| RequestError::GroupFailed(group.clone().into_owned()))?;
-    // Workers are keyed by configuration alone: server number and script, never the client's Host or port.
-    let index = host.map_or(0, config::Host::index);
+    // Workers are keyed by configuration alone: the server's own name and port and the script, never the client's.
+    let (site, port) = r.configured_name();
     let (application, shown_application) = match field(alias, place, |d| d.application_group.as_ref()) {
         Some(Selector::Global) => (String::new(), Cow::Borrowed("")),
         Some(Selector::Literal(n)) => (n.clone(), Cow::Borrowed(n.as_str())),
         None | Some(Selector::Resource) => {
             let script = String::from_utf8_lossy(r.filename());
-            (format!("{index}|{script}"), Cow::Owned(resource(r)))
+            (format!("{site}:{port}|{script}"), Cow::Owned(resource(r)))
         }
-        Some(s @ (Selector::Server | Selector::Host)) => (format!("{index}|"), named(s)),
+        Some(s @ (Selector::Server | Selector::Host)) => (format!("{site}:{port}|"), named(s)),
         Some(s @ Selector::Env(_)) => match select(r, s, named) {
             a if a == "%{GLOBAL}" => (String::new(), Cow::Borrowed("")),
             a => (a.clone().into_owned(), a),
@@ -246,15 +247,19 @@ fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, Request
 /// mod_wsgi's %{RESOURCE}: server name, port unless 80 or 443, `|`, script name.
 fn resource(r: &Request<'_>) -> String {
     let name = String::from_utf8_lossy(r.server_hostname().unwrap_or_default()).to_ascii_lowercase();
-    let script = String::from_utf8_lossy(&r.uri()[..script_len(r)]).into_owned();
+    let script = String::from_utf8_lossy(&script_name(r, &collapse_slashes(r.path_info()))).into_owned();
     match r.server_port() {
         80 | 443 => format!("{name}|{script}"),
         port => format!("{name}:{port}|{script}"),
     }
 }
 
-fn script_len(r: &Request<'_>) -> usize {
-    r.script_name_len().min(r.uri().len())
+/// SCRIPT_NAME: the URL without its path info, slashes collapsed in both.
+fn script_name<'r>(r: &Request<'r>, path_info: &[u8]) -> Cow<'r, [u8]> {
+    match collapse_slashes(r.uri()) {
+        Cow::Borrowed(uri) => Cow::Borrowed(uri.strip_suffix(path_info).unwrap_or(uri)),
+        Cow::Owned(uri) => Cow::Owned(uri.strip_suffix(path_info).unwrap_or(&uri).to_vec()),
+    }
 }
 
 fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
@@ -279,7 +284,13 @@ fn raw_target<'r>(r: &Request<'r>) -> &'r [u8] {
 }
 
 /// Encodes the environ, straight from httpd's structures into the frame.
-fn build(r: &Request<'_>, route: &Route<'_>, body: &upload::Received, frame: &mut Vec<u8>) -> Result<(), RequestError> {
+fn build(
+    r: &Request<'_>,
+    runtime: &Runtime,
+    route: &Route<'_>,
+    body: &upload::Received,
+    frame: &mut Vec<u8>,
+) -> Result<(), RequestError> {
     let mut num = [0u8; 20];
     let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
     let mut b = RequestBuilder::new(frame, mtime);
@@ -310,7 +321,7 @@ fn build(r: &Request<'_>, route: &Route<'_>, body: &upload::Received, frame: &mu
     }
     let target = raw_target(r);
     let path_info = collapse_slashes(r.path_info());
-    let script_name = collapse_slashes(&r.uri()[..script_len(r)]);
+    let script_name = script_name(r, &path_info);
     b.known(keys::REQUEST_METHOD, r.method());
     b.known(keys::REQUEST_URI, target);
     b.known(keys::RAW_URI, target);
@@ -344,6 +355,10 @@ fn build(r: &Request<'_>, route: &Route<'_>, body: &upload::Received, frame: &mu
     b.known(keys::MW_PATH_INFO, &path_info);
     b.known(keys::MW_LISTENER_HOST, r.local_addr());
     b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
+    b.known(keys::MW_SERVER_PID, decimal(std::process::id().into(), &mut num));
+    b.known(keys::APACHE_VERSION, runtime.version.as_bytes());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
     b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));
     if let Some(id) = r.log_id() {
         b.known(keys::MW_REQUEST_ID, id);

@@ -72,6 +72,17 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Version of the running httpd.
+fn server_version() -> String {
+    // SAFETY: an all-zero record is valid (integers and a null string), and httpd only fills it.
+    let v = unsafe {
+        let mut v: sys::ap_version_t = std::mem::zeroed();
+        sys::ap_get_server_revision(&mut v);
+        v
+    };
+    format!("{}.{}.{}", v.major, v.minor, v.patch)
+}
+
 /// Who serves requests.
 fn server_ids() -> (u32, u32) {
     if is_root() {
@@ -84,13 +95,17 @@ fn server_ids() -> (u32, u32) {
 }
 
 fn sites<'s>(main: *mut sys::server_rec) -> Vec<Site<'s>> {
+    // A virtual host without a directive of ours shares the main server's settings: the same pointer.
+    let mut seen: Vec<*const Host> = Vec::new();
     config::servers(main)
         .filter_map(|s| {
             let host: &Host = config::host_of(s)?;
+            let own = !seen.contains(&std::ptr::from_ref(host));
+            seen.push(host);
             // SAFETY: a live server of the list.
             let virtual_name = unsafe { ((*s).is_virtual != 0).then(|| c_str((*s).server_hostname)) };
             let virtual_name = virtual_name.map(|n| n.unwrap_or_default().to_vec());
-            Some(Site { settings: &host.settings, defaults: config::server_dir(s), virtual_name })
+            Some(Site { own, settings: &host.settings, defaults: config::server_dir(s), virtual_name })
         })
         .collect()
 }
@@ -244,7 +259,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let program = runtime::find_program(first.settings.supervisor.as_deref(), module_file().as_deref());
     let program = program.map_err(|e| e.to_string())?;
     let ids = server_ids();
-    let rt = Runtime::start(&program, &run_dir, ids.0, ids.1, groups).map_err(|e| e.to_string())?;
+    let rt = Runtime::start(&program, &run_dir, ids.0, ids.1, groups, server_version()).map_err(|e| e.to_string())?;
     let roll_all = first.settings.reload_all.unwrap_or(true);
     rt.tell(&run_dir, ids, roll_all, wanted, runtime::preloads(&sites), log_level(main)).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);
@@ -254,9 +269,9 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     unsafe {
         sys::apr_pool_cleanup_register(pool.raw(), ending.cast(), Some(end), Some(sys::apr_pool_cleanup_null));
     }
-    for (index, s) in config::servers(main).enumerate() {
+    for s in config::servers(main) {
         if let Some(host) = config::host_of(s) {
-            host.set_runtime(rt, index);
+            host.set_runtime(rt);
         }
     }
     Ok(())

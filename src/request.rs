@@ -4,7 +4,7 @@
 use crate::pool::{Pool, c_str};
 use crate::sys;
 use mod_wsgi_core::exchange::ClientWatch;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
@@ -115,15 +115,6 @@ impl<'r> Request<'r> {
         unsafe { sys::ap_allow_options(self.raw) & sys::OPT_EXECCGI as c_int != 0 }
     }
 
-    /// Bytes of `uri` that name the script: the rest is PATH_INFO.
-    pub fn script_name_len(&self) -> usize {
-        let r = self.rec();
-        let empty = c"".as_ptr();
-        let or_empty = |p: *mut c_char| if p.is_null() { empty } else { p.cast_const() };
-        // SAFETY: both strings are NUL-terminated.
-        unsafe { sys::ap_find_path_info(or_empty(r.uri), or_empty(r.path_info)) as usize }
-    }
-
     /// SERVER_NAME by the rules of UseCanonicalName, HTML-escaped as mod_cgi does.
     pub fn server_name(&self) -> &'r [u8] {
         // SAFETY: live request; results lie in its pool.
@@ -147,6 +138,12 @@ impl<'r> Request<'r> {
     pub fn server_hostname(&self) -> Option<&'r [u8]> {
         // SAFETY: a request's server outlives it.
         c_str(unsafe { (*self.rec().server).server_hostname })
+    }
+    /// ServerName and port as configured; nothing of the client's takes part.
+    pub fn configured_name(&self) -> (String, u16) {
+        // SAFETY: a request's server outlives it.
+        let s = unsafe { &*self.rec().server };
+        (String::from_utf8_lossy(c_str(s.server_hostname).unwrap_or_default()).into_owned(), s.port)
     }
     pub fn server(&self) -> *mut sys::server_rec {
         self.rec().server

@@ -28,6 +28,8 @@ pub struct GroupEntry {
 /// One generation.
 pub struct Runtime {
     pub groups: HashMap<String, GroupEntry>,
+    /// Version of the running server, `2.4.71`.
+    pub version: String,
     dir: OwnedFd,
     secret: Secret,
     /// The parent's connection; children close their copy.
@@ -39,6 +41,8 @@ pub struct Runtime {
 
 /// One server or virtual host, as far as groups are concerned.
 pub struct Site<'a> {
+    /// The settings are this server's own, not shared with one before it.
+    pub own: bool,
     pub settings: &'a ServerConfig,
     pub defaults: Option<&'a DirConfig>,
     /// ServerName, for virtual hosts.
@@ -54,7 +58,7 @@ pub struct Declared {
 /// Every declared group and the automatic one. Names are unique over the whole server.
 pub fn declared(sites: &[Site<'_>]) -> Result<Vec<Declared>, String> {
     let mut all: Vec<Declared> = Vec::new();
-    for site in sites {
+    for site in sites.iter().filter(|s| s.own) {
         for o in &site.settings.groups {
             if all.iter().any(|d| d.options.name == o.name) {
                 return Err(format!(
@@ -171,6 +175,7 @@ impl Runtime {
         uid: u32,
         gid: u32,
         groups: HashMap<String, GroupEntry>,
+        version: String,
     ) -> Result<Runtime, StartError> {
         let status = Command::new(program)
             .args(["start-keeper", "--run-directory", run_dir, "--server-uid", &uid.to_string(), "--server-gid"])
@@ -189,6 +194,7 @@ impl Runtime {
         File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).map_err(failed)?;
         Ok(Runtime {
             groups,
+            version,
             dir: dir.into(),
             secret: Secret::from_bytes(&bytes),
             master: Mutex::new(None),

@@ -65,7 +65,8 @@ impl RequestError {
         let later = |code| Verdict { status: 503, level: Level::Error, code, retry_after: Some(5) };
         match self {
             UnknownGroup(_) => v(500, Level::Error, "MWR0201"),
-            ApplicationGroups { .. } => later("MWR0202"),
+            // The supervisor says it once a minute; each client could make a line here.
+            ApplicationGroups { .. } => later(""),
             GroupFailed(_) => later("MWR0203"),
             NotReady { .. } => later("MWR0204"),
             QueueFull(_) => Verdict { retry_after: Some(1), ..later("MWR0205") },

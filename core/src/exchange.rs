@@ -181,6 +181,8 @@ fn take_row(
         pool.table.count(header::QUEUE_FULL);
         RequestError::QueueFull(pool.label())
     };
+    // A worker frees a row just after its last frame: whoever asks again at once may be there first.
+    let mut patience = 3;
     let capacity = pool.shape().rows as usize;
     let waiting = Waiting(pool);
     if pool.waiting.fetch_add(1, Relaxed) >= capacity {
@@ -195,7 +197,14 @@ fn take_row(
             return Ok(Some(lease));
         }
         if pool.any_ready() {
-            return Err(full());
+            if patience == 0 {
+                return Err(full());
+            }
+            patience -= 1;
+            if poll_both(None, client, Duration::from_millis(1)) {
+                return Err(RequestError::ClientGone);
+            }
+            continue;
         }
         match pool.table.pool() {
             PoolState::Failed => return Err(RequestError::GroupFailed(pool.label())),

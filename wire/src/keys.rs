@@ -92,6 +92,9 @@ keys! {
     80 MW_REQUEST_START "mod_wsgi.request_start",
     81 MW_QUEUE_START "mod_wsgi.queue_start",
     82 MW_SERVER_PID "mod_wsgi.server_pid",
+    83 APACHE_VERSION "apache.version",
+    84 MW_DAEMON_START "mod_wsgi.daemon_start",
+    85 MW_APPLICATION_START "mod_wsgi.application_start",
 }
 
 /// The id of `name`, or 0. A linear scan: for tables built once, not for the request path.
