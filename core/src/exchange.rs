@@ -307,21 +307,19 @@ impl Exchange {
                     pool.table.count(header::QUEUE_TIMEOUTS);
                     return Err(RequestError::QueueTimeout { group: pool.label(), seconds: limit.as_secs() });
                 }
-            } else if !pool.table.is_running(lease) && !self.readable_now(inbox)? {
-                // The row was buried or given to the next tenant without a word: the worker is dead.
-                return Err(RequestError::WorkerDied { group: pool.label(), pid: self.pid() });
+            } else if !pool.table.is_running(lease) {
+                // Finished between the two looks: then its last frames were sent before the row was freed. Else the row
+                // was buried or given to the next tenant without a word: the worker is dead.
+                return match self.conn.receive(inbox, false) {
+                    Ok(Received::Bytes) => Ok(Sent::Answering),
+                    Ok(Received::Nothing) => Err(RequestError::WorkerDied { group: pool.label(), pid: self.pid() }),
+                    Err(e) => Err(self.died(e)),
+                };
             }
             if poll_both(Some(self.conn.fd()), client, if sent { ROW_SLICE } else { SLICE }) {
                 pool.table.recall(lease);
                 return Err(RequestError::ClientGone);
             }
-        }
-    }
-
-    fn readable_now(&self, inbox: &mut Inbox) -> Result<bool, RequestError> {
-        match self.conn.receive(inbox, false) {
-            Ok(r) => Ok(r == Received::Bytes),
-            Err(e) => Err(self.died(e)),
         }
     }
 

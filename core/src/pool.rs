@@ -92,29 +92,22 @@ impl Pool {
         let shape = self.shape();
         // Starting points spread over the rows, so that threads do not race for the same word.
         let hint = (self.hint.fetch_add(1, Relaxed) % shape.rows as u32) as u16;
-        let mut tried = 0u128;
+        let ready = |s: &u16| self.table.slot(*s).1 == SlotState::Ready;
         let mut now = None;
-        loop {
-            let mut best: Option<(usize, u16)> = None;
-            for s in 0..shape.slots.min(128) {
-                if tried >> s & 1 == 1 || self.table.slot(s).1 != SlotState::Ready {
-                    continue;
-                }
-                let mut cost = self.table.in_use(s);
-                let until = self.slots[s as usize].passed_over.load(Relaxed);
-                if avoid == Some(s) || (until != 0 && until > *now.get_or_insert_with(|| self.now())) {
-                    cost += 1 << 20;
-                }
-                if best.is_none_or(|(c, _)| cost < c) {
-                    best = Some((cost, s));
-                }
+        let mut best: Option<(usize, u16)> = None;
+        for s in (0..shape.slots).filter(ready) {
+            let mut cost = self.table.in_use(s);
+            let until = self.slots[s as usize].passed_over.load(Relaxed);
+            if avoid == Some(s) || (until != 0 && until > *now.get_or_insert_with(|| self.now())) {
+                cost += 1 << 20;
             }
-            let (_, s) = best?;
-            if let Some(lease) = self.table.take(s, hint, client) {
-                return Some(lease);
+            if best.is_none_or(|(c, _)| cost < c) {
+                best = Some((cost, s));
             }
-            tried |= 1 << s;
         }
+        let (_, first) = best?;
+        let others = (0..shape.slots).filter(|s| *s != first).filter(ready);
+        std::iter::once(first).chain(others).find_map(|s| self.table.take(s, hint, client))
     }
 
     /// Whether another ready worker than `slot` has an idle thread.
