@@ -26,7 +26,7 @@ const OK: c_int = sys::OK as c_int;
 const HTTP_FORBIDDEN: c_int = sys::HTTP_FORBIDDEN as c_int;
 const HTTP_NOT_FOUND: c_int = sys::HTTP_NOT_FOUND as c_int;
 /// Largest buffer a thread keeps from one request to the next.
-const KEPT: usize = 128 * 1024;
+const KEPT: usize = 16 * 1024;
 
 /// Buffers of a serving thread, reused from request to request.
 #[derive(Default)]

@@ -52,8 +52,11 @@ pub struct Inbox {
     fds: VecDeque<OwnedFd>,
 }
 
-/// First receive buffer: one system call takes a whole small answer.
-const FIRST: usize = 16 * 1024;
+/// First receive buffer: one system call takes a whole small answer. Every serving thread of the server has one, so it
+/// counts in the memory of each server process.
+const FIRST: usize = 4 * 1024;
+/// Largest buffer kept from one request to the next.
+const KEPT: usize = 16 * 1024;
 /// Most descriptors that may wait unclaimed; a worker sends one with each FILE.
 const MAX_WAITING_FDS: usize = 2;
 
@@ -64,9 +67,8 @@ impl Inbox {
         self.end = 0;
         self.last = (0, 0);
         self.fds.clear();
-        if self.buf.len() > 4 * FIRST {
-            self.buf.truncate(FIRST);
-            self.buf.shrink_to_fit();
+        if self.buf.len() > KEPT {
+            self.buf = Vec::new();
         }
     }
 
