@@ -151,7 +151,7 @@ unsafe extern "C" fn check_config(
                 let mut seen = BTreeMap::new();
                 for d in all.iter().filter(|d| !d.options.name.is_empty() || automatic) {
                     match runtime::checked(&d.options, &around, true) {
-                        Err(e) => problems.push(format!("MWR0102: {e}")),
+                        Err(e) => problems.push(format!("{}: {e}", e.code())),
                         Ok((g, Some(found))) => {
                             seen.entry(g.python.clone()).or_insert(found);
                         }

@@ -1,5 +1,5 @@
-//! httpd's error log: for the process, for a server, for a request. Text is passed as an argument, never as a format,
-//! and control characters are escaped so that one message is one line.
+//! httpd's error log: for the process, for a server, for a request. Text is passed as an argument, never as a format;
+//! httpd escapes control characters, so that one message is one line.
 #![allow(unsafe_code)]
 
 use crate::request::Request;
@@ -17,19 +17,9 @@ pub enum Severity {
     Info = 6,
 }
 
+/// Text as a C string. httpd escapes control characters itself; a NUL would cut the line.
 fn c_text(text: &str) -> CString {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push('\t'),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    // Every NUL has just been escaped.
-    CString::new(out).unwrap_or_default()
+    CString::new(text.replace('\0', "\\0")).unwrap_or_default()
 }
 
 /// The module's slot in httpd's tables; -1 before it is loaded.

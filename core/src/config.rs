@@ -226,6 +226,16 @@ pub enum GroupError {
     Lookup { group: String, reason: String },
 }
 
+impl GroupError {
+    /// The code of this message in docs/errors.md.
+    pub fn code(&self) -> &'static str {
+        match self {
+            GroupError::Interpreter { source, .. } => source.code(),
+            _ => "MWR0102",
+        }
+    }
+}
+
 /// The numbers a request needs of a group.
 pub fn limits(o: &GroupOptions) -> Limits {
     let span = |v: Option<f64>, default: f64| Duration::from_secs_f64(v.unwrap_or(default));

@@ -71,10 +71,10 @@ fn one(words: &[String]) -> Result<&str, String> {
 }
 
 fn flag(words: &[String]) -> Result<bool, String> {
-    match one(words)?.to_ascii_lowercase().as_str() {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        other => Err(format!("'{other}' must be On or Off")),
+    match one(words)? {
+        w if w.eq_ignore_ascii_case("on") => Ok(true),
+        w if w.eq_ignore_ascii_case("off") => Ok(false),
+        w => Err(format!("'{w}' must be On or Off")),
     }
 }
 

@@ -28,8 +28,10 @@ pub trait ClientWatch {
 const SLICE: Duration = Duration::from_millis(250);
 /// Slice of a wait for a row or a ready worker.
 const ROW_SLICE: Duration = Duration::from_millis(20);
-/// Times a request is sent again before it is given up.
-const MAX_TRIES: u32 = 20;
+/// Times a request is recalled and sent again before it is given up.
+const MAX_RECALLS: u32 = 20;
+/// How long connections may fail before a request is given up: a supervisor notices a dead worker much sooner.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is to be sent.
 pub struct Outgoing<'a> {
@@ -103,9 +105,9 @@ pub fn begin(
     let started = Instant::now();
     let mut avoid = None;
     let mut last = String::new();
-    let mut tries = 0;
+    let (mut tries, mut recalls) = (0, 0);
     let mut pool = link.pool(key.0, key.1, limits)?;
-    while tries < MAX_TRIES {
+    while recalls < MAX_RECALLS {
         inbox.clear();
         if pool.retired() {
             pool = link.pool(key.0, key.1, limits)?;
@@ -129,6 +131,9 @@ pub fn begin(
                 if poll_both(None, client, Duration::from_millis(2)) {
                     return Err(RequestError::ClientGone);
                 }
+                if started.elapsed() > CONNECT_LIMIT {
+                    break;
+                }
                 continue;
             }
         };
@@ -137,6 +142,7 @@ pub fn begin(
             Sent::Answering => return Ok(x),
             Sent::Recalled => {
                 pool.table.count(header::RECALLS);
+                recalls += 1;
                 avoid = Some(lease.slot);
                 last.clear();
                 last.push_str("recalled");

@@ -215,12 +215,19 @@ impl Table {
         n
     }
 
-    /// Repairs the hints of a slot from its rows. Supervisor only, for processes killed between a transition and its
-    /// count. Racy by nature and harmless: hints decide preference only.
-    pub fn repair_hints(&self, s: u16) {
-        let (sent, running) = self.count_rows(s);
-        self.slot_word(s, slot::IN_USE).store((sent + running) as u64, Relaxed);
-        self.slot_word(s, slot::RUNNING).store(running as u64, Relaxed);
+    /// Repairs the hints of a slot from its rows, for processes killed between a transition and its count. Supervisor
+    /// only. `true`: something was repaired; requests go on meanwhile, so look again a little later until it is `false`.
+    pub fn repair_hints(&self, s: u16) -> bool {
+        let (in_use, running) = (self.slot_word(s, slot::IN_USE), self.slot_word(s, slot::RUNNING));
+        let before = (in_use.load(SeqCst), running.load(SeqCst));
+        let (sent, run) = self.count_rows(s);
+        let rows = ((sent + run) as u64, run as u64);
+        // A count that a request has changed since is left alone.
+        let fix = |hint: &AtomicU64, seen: u64, right: u64| {
+            seen != right && hint.compare_exchange(seen, right, SeqCst, SeqCst).is_ok()
+        };
+        let first = fix(in_use, before.0, rows.0);
+        fix(running, before.1, rows.1) || first
     }
 
     fn drop_in_use(&self, s: u16) {

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// How long `start-keeper` waits for a keeper.
 const START_TIME: Duration = Duration::from_secs(5);
+/// Longest pause before a supervisor is started again: well below the 10 s after which workers without one end.
+const MAX_BACKOFF: Duration = Duration::from_secs(3);
 /// A supervisor that lived this long is restarted without delay beyond the first.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Restarts without any living master after which the keeper gives up.
@@ -143,7 +145,7 @@ pub fn run(args: StartKeeper) -> Result<bool, Error> {
     let mut keeper = Keeper {
         program: executable()?,
         log: Log::new(Level::Notice),
-        backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
+        backoff: Backoff::new(Duration::from_millis(100), MAX_BACKOFF),
         held: BTreeMap::new(),
         reaped: VecDeque::new(),
         supervisor: None,

@@ -31,6 +31,8 @@ const FIRST_SERVER: Duration = Duration::from_secs(30);
 const AFTER_PROBE: Duration = Duration::from_secs(10);
 /// After a restart: time for server processes to register again before their rows are released.
 const REGISTER_TIME: Duration = Duration::from_secs(5);
+/// How long after a repair of counts they are looked at again: requests went on meanwhile.
+const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 /// How long the keeper may take to hand everything over.
 const HANDOVER: Duration = Duration::from_secs(10);
 
@@ -82,6 +84,8 @@ pub struct Supervisor {
     pub refused: BTreeMap<String, Instant>,
     /// Rows of departed clients are to be released.
     pub departed: bool,
+    /// When rows and counts of departed clients are looked at.
+    repair_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -208,6 +212,7 @@ impl Supervisor {
             replace: false,
             refused: BTreeMap::new(),
             departed: restarted,
+            repair_at: None,
         };
         s.recover(held, now);
         Ok(s)
@@ -289,7 +294,13 @@ impl Supervisor {
         }
         if self.departed && self.register_until <= now {
             self.departed = false;
-            self.release_departed(now);
+            self.repair_at = Some(now);
+        }
+        if let Some(at) = self.repair_at {
+            if at <= now {
+                self.repair_at = self.release_departed(now).then(|| now + REPAIR_AGAIN);
+            }
+            next = self.repair_at.map_or(next, |at| next.min(at));
         }
         self.cx.starting = self.pools.values().map(Pool::starting).sum();
         let (clients, register_until) = (&self.clients, self.register_until);
@@ -310,16 +321,18 @@ impl Supervisor {
         next
     }
 
-    /// SENT rows of clients that have gone become free.
-    fn release_departed(&mut self, now: Instant) {
+    /// SENT rows of clients that have gone become free, and counts they left wrong become right. `true`: look again.
+    fn release_departed(&mut self, now: Instant) -> bool {
         let (clients, register_until) = (&self.clients, self.register_until);
         let gone = |n: ClientId| now >= register_until && !clients.contains_key(&n);
+        let mut again = false;
         for pool in self.pools.values() {
             for slot in 0..pool.table.shape().slots {
-                pool.table.release_departed(slot, gone);
-                pool.table.repair_hints(slot);
+                again |= pool.table.release_departed(slot, gone) > 0;
+                again |= pool.table.repair_hints(slot);
             }
         }
+        again
     }
 
     fn is_over(&mut self, now: Instant) -> Option<End> {

@@ -7,7 +7,6 @@ use crate::sys;
 use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::limits;
 use std::cell::RefCell;
-use std::fmt::Write;
 
 /// The streams a thread may have an unfinished line on.
 const STREAMS: usize = 3;
@@ -113,35 +112,21 @@ pub fn record(level: Level, text: &str) {
         return;
     }
     let conn = call::current_conn();
-    let mut line = String::with_capacity(rest.len().min(limits::MAX_LOG));
     while !rest.is_empty() {
-        line.clear();
-        let taken = escape(&mut line, rest);
-        rest = &rest[taken..];
+        let (line, more) = rest.split_at(fitting(rest));
+        rest = more;
         let sent = conn.as_ref().is_some_and(|c| c.log(level, line.as_bytes()));
         if !sent && let Some(shared) = shared::get() {
-            shared.log(level, line.as_str());
+            shared.log(level, line);
         }
     }
 }
 
-/// Appends `text` with control characters escaped, at most [`limits::MAX_LOG`] bytes; gives how much of it was taken.
-fn escape(out: &mut String, text: &str) -> usize {
-    for (at, c) in text.char_indices() {
-        if out.len() > limits::MAX_LOG - 12 {
-            return at;
-        }
-        match c {
-            '\t' => out.push(c),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            // The line and paragraph separators end lines for some readers.
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
-                let n = c as u32;
-                let _ = if n < 256 { write!(out, "\\x{n:02x}") } else { write!(out, "\\u{n:04x}") };
-            }
-            c => out.push(c),
-        }
+/// Bytes of `text` that fit one record, at a character's end. Control characters are escaped by whoever writes the log
+/// (httpd, the supervisor), once.
+fn fitting(text: &str) -> usize {
+    if text.len() <= limits::MAX_LOG {
+        return text.len();
     }
-    text.len()
+    (0..=limits::MAX_LOG).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(text.len())
 }
