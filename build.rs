@@ -52,7 +52,7 @@ fn main() {
         .clang_args(&flags)
         .allowlist_function("ap_.*|apr_(p?alloc|palloc|pstrdup|pstrmemdup|pool_cleanup_.*|table_.*|brigade_.*|bucket_.*|os_.*|file_.*|array_.*)|mwr_.*|unixd_.*")
         .allowlist_type("request_rec|conn_rec|server_rec|cmd_rec|command_rec|module|core_dir_config|ap_logconf|ap_regmatch_t|apr_bucket.*|apr_table_entry_t|ap_version_t")
-        .allowlist_var("AP_.*|APR_.*|OK|DECLINED|DONE|OR_.*|RSRC_CONF|ACCESS_CONF|EXEC_ON_READ|HTTP_.*|RAW_ARGS|M_.*|MODULE_MAGIC_.*|APLOG_.*|ap_unixd_config|ap_server_conf|NOT_IN_.*|REQUEST_.*|GLOBAL_ONLY|OPT_.*|ap_server_root|.*_UNSET")
+        .allowlist_var("AP_.*|APR_.*|OK|DECLINED|DONE|OR_.*|RSRC_CONF|ACCESS_CONF|EXEC_ON_READ|HTTP_.*|RAW_ARGS|M_.*|MODULE_MAGIC_.*|APLOG_.*|ap_unixd_config|ap_server_conf|ap_top_module|core_module|NOT_IN_.*|REQUEST_.*|GLOBAL_ONLY|OPT_.*|ap_server_root|.*_UNSET")
         .derive_default(false)
         .layout_tests(true)
         .generate_comments(false)

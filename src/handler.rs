@@ -355,7 +355,7 @@ fn build(
     b.known(keys::MW_PATH_INFO, &path_info);
     b.known(keys::MW_LISTENER_HOST, r.local_addr());
     b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
-    b.known(keys::MW_SERVER_PID, decimal(std::process::id().into(), &mut num));
+    b.known(keys::MW_SERVER_PID, decimal(runtime.process_id().into(), &mut num));
     b.known(keys::APACHE_VERSION, runtime.version.as_bytes());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));

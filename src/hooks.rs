@@ -10,6 +10,7 @@ use crate::pool::{Pool, c_str};
 use crate::request::Request;
 use crate::runtime::{self, GroupEntry, Runtime, Site};
 use crate::sys;
+use crate::walk::{self, Shadows};
 use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix};
 use mod_wsgi_wire::frame::Level;
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +37,8 @@ pub unsafe extern "C" fn register(_: *mut sys::apr_pool_t) {
             sys::ap_hook_post_config(Some(post_config), none, none, middle);
             sys::ap_hook_child_init(Some(child_init), none, none, middle);
             sys::ap_hook_translate_name(Some(translate), AFTER_ALIAS.0.as_ptr(), BEFORE.0.as_ptr(), middle);
+            // Just before core's, which is last of all.
+            sys::ap_hook_map_to_storage(Some(map_to_storage), none, none, sys::APR_HOOK_LAST as c_int);
             sys::ap_hook_handler(Some(handle), none, none, middle);
         }
     });
@@ -259,7 +262,9 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let program = runtime::find_program(first.settings.supervisor.as_deref(), module_file().as_deref());
     let program = program.map_err(|e| e.to_string())?;
     let ids = server_ids();
-    let rt = Runtime::start(&program, &run_dir, ids.0, ids.1, groups, server_version()).map_err(|e| e.to_string())?;
+    let mut rt =
+        Runtime::start(&program, &run_dir, ids.0, ids.1, groups, server_version()).map_err(|e| e.to_string())?;
+    rt.shadows = Shadows::of(pool, config::servers(main));
     let roll_all = first.settings.reload_all.unwrap_or(true);
     rt.tell(&run_dir, ids, roll_all, wanted, runtime::preloads(&sites), log_level(main)).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);
@@ -371,6 +376,18 @@ unsafe extern "C" fn translate(r: *mut sys::request_rec) -> c_int {
             return OK;
         }
         sys::DECLINED
+    })
+}
+
+/// The directory walk for what `translate` has mapped.
+unsafe extern "C" fn map_to_storage(r: *mut sys::request_rec) -> c_int {
+    callback("map_to_storage", FAILED, || {
+        // SAFETY: httpd passes a live request.
+        let r = unsafe { Request::new(r) };
+        match config::alias(&r).and(config::host(&r)).and_then(Host::runtime) {
+            Some(rt) => walk::run(&r, &rt.shadows),
+            None => sys::DECLINED,
+        }
     })
 }
 

@@ -14,6 +14,7 @@ mod pool;
 mod request;
 mod runtime;
 mod sys;
+mod walk;
 
 use std::ffi::c_int;
 

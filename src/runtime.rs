@@ -1,6 +1,7 @@
 //! What one generation of httpd's configuration means at run time: the run directory, the groups requests may use, the
 //! connection to the supervisor. Made in the parent in post_config, inherited by the children.
 
+use crate::walk::Shadows;
 use mod_wsgi_core::config::{self, Alias, DirConfig, GroupError, ServerConfig, Surroundings};
 use mod_wsgi_core::interpreter;
 use mod_wsgi_core::link::{ControlStream, Link, LinkError};
@@ -14,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,8 @@ pub struct GroupEntry {
 /// One generation.
 pub struct Runtime {
     pub groups: HashMap<String, GroupEntry>,
+    /// For the directory walk of aliased scripts.
+    pub shadows: Shadows,
     /// Version of the running server, `2.4.71`.
     pub version: String,
     dir: OwnedFd,
@@ -37,6 +41,8 @@ pub struct Runtime {
     /// The child's link, made in child_init.
     link: OnceLock<Arc<Link>>,
     parent: u32,
+    /// This process's id; 0 until child_init.
+    process: AtomicU32,
 }
 
 /// One server or virtual host, as far as groups are concerned.
@@ -194,12 +200,14 @@ impl Runtime {
         File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).map_err(failed)?;
         Ok(Runtime {
             groups,
+            shadows: Shadows::default(),
             version,
             dir: dir.into(),
             secret: Secret::from_bytes(&bytes),
             master: Mutex::new(None),
             link: OnceLock::new(),
             parent: std::process::id(),
+            process: AtomicU32::new(0),
         })
     }
 
@@ -231,6 +239,7 @@ impl Runtime {
 
     /// In a child, after it has dropped its privileges: gives up the parent's connection and registers.
     pub fn begin_child(&self) -> std::io::Result<()> {
+        self.process.store(std::process::id(), Relaxed);
         if std::process::id() != self.parent {
             // Only this process's copy of the descriptor is closed.
             self.master.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -239,6 +248,11 @@ impl Runtime {
         // child_init runs once a process.
         let _ = self.link.set(link);
         Ok(())
+    }
+
+    /// Id of this process (a system call each time, if asked of the system).
+    pub fn process_id(&self) -> u32 {
+        self.process.load(Relaxed)
     }
 
     /// The child's link; `None` where child_init has failed.
