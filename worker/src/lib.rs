@@ -17,6 +17,7 @@ mod scripts;
 mod serve;
 mod shared;
 mod sys;
+mod turn;
 
 use mod_wsgi_wire::control::FromWorker;
 use mod_wsgi_wire::frame::Level;

@@ -11,6 +11,7 @@ use crate::respond::Response;
 use crate::scripts::{self, App, Target};
 use crate::shared::{self, LISTENER, Shared};
 use crate::sys;
+use crate::turn::Window;
 use mod_wsgi_scoreboard::{Lease, RowState, RowWord};
 use mod_wsgi_wire::frame::{AbortReason, Header, Kind, Level, flags};
 use mod_wsgi_wire::{decode, encode, limits};
@@ -104,12 +105,31 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
     let input_key = PyString::intern(py, "wsgi.input").unbind();
     let mut server = Server { shared, runtime, number, builder, out: Vec::new(), last: None, input_key };
     let mut buf = vec![0; RECEIVE];
+    let mut window = Window::new();
+    let mut held_long = false;
     loop {
-        let mut work = py.detach(|| next(shared, &mut buf, true));
+        let mut work = py.detach(|| {
+            if held_long {
+                // Nobody else waits for requests: threads of the application that wait for the GIL get it only if this
+                // one really sleeps.
+                std::thread::sleep(Duration::from_micros(1));
+            }
+            if shared.plan.threads > 1 {
+                shared.turn.await_turn(number, || shared.inside());
+            }
+            next(shared, &mut buf, true)
+        });
+        held_long = false;
         let since = Instant::now();
+        let mut began = since;
         while let Some(w) = work {
             server.handle(py, w, &buf);
-            if shared.inside() > 0 || since.elapsed() >= HOLD {
+            let now = Instant::now();
+            let others = shared.inside() > 0;
+            shared.turn.ended(number, &mut window, now.duration_since(began), !others);
+            began = now;
+            if others || now.duration_since(since) >= HOLD {
+                held_long = shared.turn.is_owner(number);
                 break;
             }
             work = next(shared, &mut buf, false);

@@ -4,6 +4,7 @@
 use crate::conn::Conn;
 use crate::fds::{self, Fd};
 use crate::sys;
+use crate::turn::Turn;
 use mod_wsgi_scoreboard::{Shape, Table};
 use mod_wsgi_wire::control::{self, FromWorker};
 use mod_wsgi_wire::frame::Level;
@@ -45,6 +46,8 @@ pub struct Shared {
     /// Some subscriber wants events of requests.
     pub events: AtomicBool,
     next_generation: AtomicU32,
+    /// Who waits for requests.
+    pub turn: Turn,
 }
 
 /// The order to end.
@@ -128,6 +131,7 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
         hostile: Mutex::new((None, 0)),
         events: AtomicBool::new(false),
         next_generation: AtomicU32::new(1),
+        turn: Turn::new(),
         plan,
     };
     SHARED.set(shared).map_err(|_| "started twice".to_string())?;
