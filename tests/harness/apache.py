@@ -75,6 +75,7 @@ class Apache:
         args: Iterable[str] = (),
         tls: bool = False,
         log_level: str = "notice wsgi:info",
+        allow_override: str = "AllowOverride None",
     ):
         self.prefix = pathlib.Path(tempfile.mkdtemp(prefix="mwr-"))
         self.prefix.chmod(0o755)
@@ -90,6 +91,7 @@ class Apache:
         self.scratch.chmod(0o1777)
         shutil.copytree(product.TESTS / "apps", self.apps, ignore=shutil.ignore_patterns("__pycache__"))
         self.mpm, self.modules, self.load = mpm, list(modules), load
+        self.allow_override = allow_override
         self.args, self.log_level, self.tls = list(args), log_level, tls
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE_"))}
         self.env |= {"MWR_TEST_PREFIX": str(self.prefix)} | (env or {})
@@ -171,7 +173,7 @@ class Apache:
             "KeepAliveTimeout 30",
             "Timeout 30",
             self.server_config,
-            "<Directory />\nRequire all granted\nAllowOverride None\n</Directory>",
+            f"<Directory />\nRequire all granted\n{self.allow_override}\n</Directory>",
         ]
         if self.load:
             lines += [f"LoadModule wsgi_module {product.module()}", f"WSGISocketPrefix {self.run}/wsgi"]
