@@ -97,6 +97,7 @@ ThreadLimit 64
 ThreadsPerChild 64
 MaxRequestWorkers 64
 <Directory />
+AllowOverride None
 Require all granted
 </Directory>
 {extra}"""
