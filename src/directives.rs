@@ -5,7 +5,7 @@ use crate::config::Host;
 use crate::guard::callback;
 use crate::pool::{Pool, c_str};
 use crate::sys;
-use mod_wsgi_core::config::DirConfig;
+use mod_wsgi_core::config::{DirConfig, ServerConfig};
 use mod_wsgi_core::directives::{self, Context, TABLE, Target};
 use std::ffi::{c_char, c_int, c_void};
 
@@ -59,18 +59,30 @@ pub static COMMANDS: Commands = {
 
 unsafe extern "C" fn set(cmd: *mut sys::cmd_parms, dir: *mut c_void, args: *const c_char) -> *const c_char {
     callback("a directive", c"mod_wsgi_rs: internal error".as_ptr(), || {
-        // SAFETY: httpd passes live parameters; the server's slot holds a Host made by `create_server`; during
-        // configuration nobody else refers to it. `dir` is a DirConfig made by `create_dir`.
-        let (index, pool, host, dir, in_host) = unsafe {
-            let index = (*(*cmd).cmd).cmd_data.addr();
-            let host = sys::mwr_module_config((*(*cmd).server).module_config, &raw const crate::wsgi_module);
+        // SAFETY: httpd passes live parameters; `dir` is a DirConfig made by `create_dir` that only this call refers to.
+        let (index, pool, dir, in_host, htaccess) = unsafe {
+            let c = &*cmd;
+            let main = (sys::RSRC_CONF | sys::ACCESS_CONF) as sys::overrides_t;
             (
-                index,
-                Pool::new((*cmd).pool),
-                &mut *host.cast::<Host>(),
+                (*c.cmd).cmd_data.addr(),
+                Pool::new(c.pool),
                 &mut *dir.cast::<DirConfig>(),
-                (*(*cmd).server).is_virtual != 0,
+                (*c.server).is_virtual != 0,
+                c.override_ as sys::overrides_t & main == 0,
             )
+        };
+        // A `.htaccess` is read while requests are served: the server's settings are shared then, and none of the
+        // directives that may stand there changes them.
+        let mut nobody = ServerConfig::default();
+        let server = if htaccess {
+            &mut nobody
+        } else {
+            // SAFETY: the server's slot holds a Host made by `create_server`; during configuration nobody else refers
+            // to it.
+            unsafe {
+                let host = sys::mwr_module_config((*(*cmd).server).module_config, &raw const crate::wsgi_module);
+                &mut (*host.cast::<Host>()).settings
+            }
         };
         let fail = |message: String| pool.c_string(message.as_bytes()).cast_const();
         if in_host && TABLE.get(index).is_some_and(|d| d.context == Context::Server) {
@@ -78,7 +90,7 @@ unsafe extern "C" fn set(cmd: *mut sys::cmd_parms, dir: *mut c_void, args: *cons
         }
         let text = String::from_utf8_lossy(c_str(args).unwrap_or_default()).into_owned();
         let mut compile = |p: &str| pool.regex(p).ok_or_else(|| format!("regular expression '{p}' cannot be compiled"));
-        let mut target = Target { server: &mut host.settings, dir, compile: &mut compile };
+        let mut target = Target { server, dir, compile: &mut compile };
         match directives::apply(index, &mut target, &directives::split_words(&text)) {
             Ok(()) => std::ptr::null(),
             Err(message) => fail(message),

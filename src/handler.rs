@@ -313,7 +313,7 @@ fn build(
     }
     match body {
         upload::Received::Nothing => {
-            if let Some(n) = headers.get(c"Content-Length") {
+            if let Some(n) = headers.get(c"Content-Length").filter(|_| !r.has_no_body_of_its_own()) {
                 b.known(keys::CONTENT_LENGTH, n);
             }
         }

@@ -8,12 +8,12 @@ use crate::handler;
 use crate::log::{self, Severity};
 use crate::pool::{Pool, c_str};
 use crate::request::Request;
-use crate::runtime::{self, GroupEntry, Runtime, Site};
+use crate::runtime::{self, GroupEntry, Interpreters, Runtime, Site};
 use crate::sys;
 use crate::walk::{self, Shadows};
-use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix};
+use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix, resolve};
 use mod_wsgi_wire::frame::Level;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -151,17 +151,17 @@ unsafe extern "C" fn check_config(
             Err(e) => problems.push(format!("MWR0101: {e}")),
             Ok(all) => {
                 let automatic = runtime::needs_automatic(&sites);
-                let mut seen = BTreeMap::new();
+                let mut interpreters = Interpreters::default();
                 for d in all.iter().filter(|d| !d.options.name.is_empty() || automatic) {
-                    match runtime::checked(&d.options, &around, true) {
-                        Err(e) => problems.push(format!("{}: {e}", e.code())),
-                        Ok((g, Some(found))) => {
-                            seen.entry(g.python.clone()).or_insert(found);
-                        }
-                        Ok((_, None)) => {}
+                    // On a restart nobody is served meanwhile: that the file is there must do, and each worker checks
+                    // its interpreter again.
+                    let checked = resolve(&d.options, &around)
+                        .and_then(|g| if restart { Ok(()) } else { interpreters.check(&g, around.root) });
+                    if let Err(e) = checked {
+                        problems.push(format!("{}: {e}", e.code()));
                     }
                 }
-                for found in seen.values() {
+                for found in interpreters.found() {
                     let severity = if mode == sys::AP_SQ_RM_CONFIG_TEST { Severity::Notice } else { Severity::Info };
                     log::process(severity, &format!("interpreter {found}"));
                 }
@@ -233,8 +233,8 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
                 &format!("MWR0105: WSGIDaemonProcess {name}: without effect in this version: {list}"),
             );
         }
-        let entry = match runtime::checked(&d.options, &around, false) {
-            Ok((group, _)) => {
+        let entry = match resolve(&d.options, &around) {
+            Ok(group) => {
                 longest = longest.max(group.shutdown_timeout);
                 wanted.push(group);
                 GroupEntry { limits: Some(limits(&d.options)), host: d.host }

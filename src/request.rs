@@ -89,6 +89,12 @@ impl<'r> Request<'r> {
     pub fn proto_num(&self) -> c_int {
         self.rec().proto_num
     }
+    /// A subrequest, or the GET that an ErrorDocument made of another request: the body, and the fields that describe
+    /// it, belong to the request before.
+    pub fn has_no_body_of_its_own(&self) -> bool {
+        let r = self.rec();
+        !r.main.is_null() || (!r.prev.is_null() && r.method_number == sys::M_GET as c_int)
+    }
     /// Microseconds since the epoch.
     pub fn request_time(&self) -> i64 {
         self.rec().request_time

@@ -2,7 +2,7 @@
 //! connection to the supervisor. Made in the parent in post_config, inherited by the children.
 
 use crate::walk::Shadows;
-use mod_wsgi_core::config::{self, Alias, DirConfig, GroupError, ServerConfig, Surroundings};
+use mod_wsgi_core::config::{self, Alias, DirConfig, GroupError, ServerConfig};
 use mod_wsgi_core::interpreter;
 use mod_wsgi_core::link::{ControlStream, Link, LinkError};
 use mod_wsgi_core::options::GroupOptions;
@@ -81,19 +81,36 @@ pub fn declared(sites: &[Site<'_>]) -> Result<Vec<Declared>, String> {
     Ok(all)
 }
 
-/// Resolves a group; the interpreter must exist. `run`: it is also run once.
-pub fn checked(
-    o: &GroupOptions,
-    s: &Surroundings,
-    run: bool,
-) -> Result<(Group, Option<interpreter::Interpreter>), GroupError> {
-    let group = config::resolve(o, s)?;
-    let wrong = |source| GroupError::Interpreter { group: o.name.clone(), source };
-    if !run {
-        return Ok((group, None));
+/// Interpreters that have been run, by path and user: each is run once, however many groups share it.
+#[derive(Default)]
+pub struct Interpreters(HashMap<(String, u32), Option<interpreter::Interpreter>>);
+
+impl Interpreters {
+    /// Runs the interpreter of a group, unless that has been done. As the group's user, never as root: whoever can
+    /// write to a virtual environment decides what its interpreter does.
+    pub fn check(&mut self, group: &Group, root: bool) -> Result<(), GroupError> {
+        let key = (group.python.clone(), group.uid);
+        if self.0.contains_key(&key) {
+            // A second group with a bad one is not told again.
+            return Ok(());
+        }
+        let user = root.then_some(interpreter::RunAs { uid: group.uid, gid: group.gid });
+        match interpreter::check(Path::new(&group.python), user) {
+            Ok(found) => {
+                self.0.insert(key, Some(found));
+                Ok(())
+            }
+            Err(source) => {
+                self.0.insert(key, None);
+                Err(GroupError::Interpreter { group: group.name.clone(), source })
+            }
+        }
     }
-    let found = interpreter::check(Path::new(&group.python), None).map_err(wrong)?;
-    Ok((group, Some(found)))
+
+    /// What was found, each interpreter once.
+    pub fn found(&self) -> impl Iterator<Item = &interpreter::Interpreter> {
+        self.0.values().flatten()
+    }
 }
 
 /// Whether the automatic group can be chosen at all, and therefore must be able to run.

@@ -313,7 +313,11 @@ pub fn resolve(o: &GroupOptions, s: &Surroundings) -> Result<Group, GroupError> 
         None => String::new(),
     };
     let python = match &o.python {
-        Some(p) => p.clone(),
+        Some(p) if interpreter::is_executable(Path::new(p)) => p.clone(),
+        Some(p) => {
+            let source = interpreter::Error::Missing { path: p.into() };
+            return Err(GroupError::Interpreter { group: name, source });
+        }
         None => {
             let dir = o.python_home.as_ref().or(s.python_home.as_ref()).map(Path::new);
             let found = interpreter::resolve(dir);
@@ -514,11 +518,11 @@ mod tests {
     fn root_is_refused_and_the_queue_is_capped() {
         let mut s = around(&[]);
         assert_eq!(
-            resolve(&GroupOptions { python: Some("/p".into()), ..Default::default() }, &s).unwrap().queue_limit,
+            resolve(&GroupOptions { python: Some("/bin/sh".into()), ..Default::default() }, &s).unwrap().queue_limit,
             32
         );
         s.server_uid = 0;
-        let e = resolve(&GroupOptions { name: "x".into(), python: Some("/p".into()), ..Default::default() }, &s);
+        let e = resolve(&GroupOptions { name: "x".into(), python: Some("/bin/sh".into()), ..Default::default() }, &s);
         assert!(e.unwrap_err().to_string().contains("as root"));
     }
 }

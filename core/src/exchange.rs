@@ -46,6 +46,8 @@ pub struct Exchange {
     pool: Arc<Pool>,
     conn: Conn,
     lease: Lease,
+    /// The connection has served a request before.
+    reused: bool,
     ended: bool,
     done: bool,
 }
@@ -74,6 +76,8 @@ enum Sent {
     Answering,
     /// The row has been taken back: nothing has run, send elsewhere.
     Recalled,
+    /// The same, because an idle connection had been closed by the worker meanwhile: send again, on a fresh one.
+    Stale,
 }
 
 /// Waits until `worker` is readable or `slice` has passed; `true` when the client has left.
@@ -113,9 +117,20 @@ pub fn begin(
             pool = link.pool(key.0, key.1, limits)?;
         }
         let number = registered(link, client, started)?;
-        let Some(lease) = take_row(&pool, number, avoid, client, started)? else { continue };
+        let Some(lease) = take_row(&pool, number, avoid, client, started)? else {
+            // The table was retired. Its content is not to be trusted: no loop without a pause and an end.
+            if poll_both(None, client, ROW_SLICE) {
+                return Err(RequestError::ClientGone);
+            }
+            if started.elapsed() >= limits.startup_timeout {
+                return Err(RequestError::NotReady { group: pool.label(), seconds: limits.startup_timeout.as_secs() });
+            }
+            continue;
+        };
         tries += 1;
-        let conn = match pool.take_conn(lease.slot, lease.slot_generation) {
+        let idle = pool.take_conn(lease.slot, lease.slot_generation);
+        let reused = idle.is_some();
+        let conn = match idle {
             Some(conn) => Ok(conn),
             None => pool.open_conn(&lease, number),
         };
@@ -137,9 +152,11 @@ pub fn begin(
                 continue;
             }
         };
-        let mut x = Exchange { pool: pool.clone(), conn, lease, ended: false, done: false };
+        let mut x = Exchange { pool: pool.clone(), conn, lease, reused, ended: false, done: false };
         match x.deliver(out, client, inbox, started)? {
             Sent::Answering => return Ok(x),
+            // At most once for each slot: its other idle connections go too.
+            Sent::Stale => pool.forget_idle(lease.slot),
             Sent::Recalled => {
                 pool.table.count(header::RECALLS);
                 recalls += 1;
@@ -243,8 +260,9 @@ impl Exchange {
                     Ok(false) => {}
                     Err(e) => return self.lost(e),
                 }
-                if let Sent::Recalled = self.wait(client, inbox, started)? {
-                    return Ok(Sent::Recalled);
+                match self.wait(client, inbox, started)? {
+                    Sent::Answering => {}
+                    other => return Ok(other),
                 }
             }
         }
@@ -271,6 +289,9 @@ impl Exchange {
     /// The connection is of no use any more. Whether anything has run is what the row says, not the socket.
     fn lost(&self, e: ConnError) -> Result<Sent, RequestError> {
         if self.pool.table.recall(&self.lease) {
+            if self.reused {
+                return Ok(Sent::Stale);
+            }
             self.pool.pass_over(self.lease.slot);
             return Ok(Sent::Recalled);
         }
@@ -301,7 +322,11 @@ impl Exchange {
                 let unwell = generation != lease.slot_generation || state != SlotState::Ready;
                 if unwell || pool.idle_elsewhere(lease.slot) {
                     if pool.table.recall(lease) {
-                        pool.pass_over(lease.slot);
+                        // A worker whose threads are all busy is well; one with a free thread that does not take its
+                        // requests is not.
+                        if unwell || pool.table.running(lease.slot) < pool.shape().threads as usize {
+                            pool.pass_over(lease.slot);
+                        }
                         return Ok(Sent::Recalled);
                     }
                     continue;
@@ -374,15 +399,15 @@ impl Exchange {
                 Ok(Received::Nothing) => {}
                 Err(e) => return Err(self.died(e)),
             }
-            if let Sent::Recalled = self.wait(client, inbox, Instant::now())? {
+            if !matches!(self.wait(client, inbox, Instant::now())?, Sent::Answering) {
                 return Err(self.died(ConnError::Protocol(decode::Error::Value { at: 0 })));
             }
         }
         self.event(inbox)
     }
 
-    /// The next thing after END: `close()` runs on whatever the client does.
-    pub fn next_after_end<'e>(&mut self, inbox: &'e mut Inbox) -> Result<Event<'e>, RequestError> {
+    /// The next thing after END, waiting at most `limit` for it: `close()` runs on whatever the client does.
+    pub fn next_after_end<'e>(&mut self, inbox: &'e mut Inbox, limit: Duration) -> Result<Event<'e>, RequestError> {
         struct Nobody;
         impl ClientWatch for Nobody {
             fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -392,7 +417,10 @@ impl Exchange {
                 false
             }
         }
-        self.next(&Nobody, inbox, true)
+        if !matches!(inbox.has_frame(), Ok(true)) {
+            poll_both(Some(self.conn.fd()), &Nobody, limit);
+        }
+        self.next(&Nobody, inbox, false)
     }
 
     fn event<'e>(&mut self, inbox: &'e mut Inbox) -> Result<Event<'e>, RequestError> {

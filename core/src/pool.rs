@@ -154,6 +154,12 @@ impl Pool {
         }
     }
 
+    /// Drops the idle connections to a slot: one was found closed, so the worker has probably closed more.
+    pub fn forget_idle(&self, slot: u16) {
+        let gone = std::mem::take(&mut *self.slots[slot as usize].idle.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(gone);
+    }
+
     /// Opens a connection.
     pub fn open_conn(&self, lease: &Lease, client: ClientId) -> Result<Conn, crate::conn::ConnError> {
         Conn::open(self.dir(), lease.slot, lease.slot_generation, &self.token, client)

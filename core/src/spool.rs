@@ -2,18 +2,29 @@
 //! gets them, and of responses whose client reads slower than the worker writes.
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// Where temporary files lie unless configured: below /var, since /tmp and the run-time directory may be memory.
 pub const DIRECTORY: &str = "/var/tmp";
 
-/// An unlinked temporary file in `dir`.
+/// An unlinked temporary file in `dir`, also where the file system cannot make one without a name.
 pub fn temporary(dir: &str) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(File::from(open(dir, flags, Mode::RUSR | Mode::WUSR)?))
+    let (base, mode) = (OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    match open(dir, base | OFlags::TMPFILE, mode) {
+        Ok(fd) => return Ok(File::from(fd)),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut random = [0u8; 8];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    let path = format!("{dir}/.mod-wsgi-rs-{:016x}", u64::from_ne_bytes(random));
+    let file = File::from(open(&*path, base | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, mode)?);
+    std::fs::remove_file(path)?;
+    Ok(file)
 }
 
 /// The same file, open for reading only, with an offset of its own: what is passed to others.

@@ -23,6 +23,10 @@ const PIECE: usize = 32 * 1024;
 const SPOOL_MEMORY: usize = 256 * 1024;
 /// What is kept for a slow client at all; beyond it the worker waits.
 const SPOOL_LIMIT: u64 = 1 << 30;
+/// How long the end of `close()` is awaited after the response.
+const DONE_WAIT: Duration = Duration::from_millis(50);
+/// On HTTP/2, how long the worker must pause before spooled bytes are passed on in small pieces.
+const SECONDARY_PAUSE: Duration = Duration::from_millis(20);
 /// How long one wait for worker and client lasts at most.
 const SLICE: Duration = Duration::from_millis(250);
 
@@ -112,6 +116,8 @@ struct Output<'r> {
     passed: bool,
     /// EOS has been passed.
     ended: bool,
+    /// Bytes passed since the worker last paused (HTTP/2).
+    direct: usize,
     /// When the client last took something.
     progress: Instant,
 }
@@ -140,13 +146,18 @@ impl<'r> Output<'r> {
             unflushed: false,
             passed: false,
             ended: false,
+            direct: 0,
             progress: Instant::now(),
         })
     }
 
-    /// The client is behind: bytes wait in httpd or here. HTTP/2 streams cannot be asked.
+    /// The client is behind: bytes wait in httpd or here. HTTP/2 streams cannot be asked, and a pass beyond what their
+    /// buffers take blocks: there all but the first piece is kept until the worker pauses or ends.
     fn behind(&self) -> bool {
-        !self.spool.is_empty() || (!self.r.is_secondary() && self.r.output_waits())
+        if self.r.is_secondary() {
+            return !self.spool.is_empty() || self.direct >= PIECE;
+        }
+        !self.spool.is_empty() || self.r.output_waits()
     }
 
     /// Takes body bytes. `last`: nothing follows, so they need not be passed by themselves.
@@ -163,7 +174,7 @@ impl<'r> Output<'r> {
         }
         if !bytes.is_empty() {
             self.spool.push(bytes)?;
-            if self.spool.len() >= SPOOL_MEMORY as u64 / 4 {
+            if self.spool.len() >= SPOOL_MEMORY as u64 / 4 && !self.r.is_secondary() {
                 self.drain(None, Duration::ZERO)?;
             }
         }
@@ -174,6 +185,7 @@ impl<'r> Output<'r> {
         self.brigade.data(bytes);
         self.passed = true;
         self.unflushed = true;
+        self.direct += bytes.len();
         self.brigade.pass()?;
         self.progress = Instant::now();
         Ok(())
@@ -252,8 +264,12 @@ impl<'r> Output<'r> {
 
     /// Waits for client and worker; a client that can take more gets more.
     fn drain(&mut self, x: Option<&Exchange>, limit: Duration) -> Result<(), Broken> {
+        if self.r.is_secondary() {
+            return self.drain_secondary(x);
+        }
         if self.wait(x, limit)? {
             self.brigade.nudge()?;
+            self.progress = Instant::now();
             let mut buf = [0; PIECE];
             while !self.r.output_waits() && !self.spool.is_empty() {
                 let n = self.spool.take(&mut buf)?;
@@ -263,6 +279,26 @@ impl<'r> Output<'r> {
             log::request(&self.r, Severity::Info, "client has taken nothing for Timeout seconds");
             return Err(Broken::Client);
         }
+        Ok(())
+    }
+
+    /// HTTP/2: after a real pause of the worker, or when no more can be kept, one piece goes out.
+    fn drain_secondary(&mut self, x: Option<&Exchange>) -> Result<(), Broken> {
+        if let Some(x) = x {
+            let limit = Timespec { tv_sec: 0, tv_nsec: SECONDARY_PAUSE.subsec_nanos() as _ };
+            let mut fds = [PollFd::from_borrowed_fd(x.fd(), PollFlags::IN)];
+            if matches!(poll(&mut fds, Some(&limit)), Ok(1..)) {
+                return Ok(());
+            }
+        }
+        let mut buf = [0; PIECE];
+        let n = self.spool.take(&mut buf)?;
+        self.direct = 0;
+        self.brigade.data(&buf[..n]);
+        self.brigade.flush();
+        self.passed = true;
+        self.unflushed = false;
+        self.brigade.pass()?;
         Ok(())
     }
 
@@ -315,14 +351,19 @@ impl<'r> Output<'r> {
             self.brigade.pass()?;
             self.ended = true;
         }
-        if !x.done() {
-            // The client need not wait for close().
-            self.brigade.flush();
-            self.brigade.pass()?;
+        if !x.done() && !self.r.is_secondary() {
+            // The client need not wait for close(), and this thread not for the client.
+            self.brigade.nudge()?;
         }
+        // close() is usually over in no time; its log records belong to this request. Where it takes longer this thread
+        // does not wait: the worker frees its row by itself, and the connection is given up.
+        let deadline = Instant::now() + DONE_WAIT;
         while !x.done() {
-            if let Event::Log(level, text) = x.next_after_end(inbox)? {
-                log::worker(&self.r, level, text);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match x.next_after_end(inbox, left)? {
+                Event::Log(level, text) => log::worker(&self.r, level, text),
+                Event::Pause if left.is_zero() => break,
+                _ => {}
             }
         }
         Ok(())

