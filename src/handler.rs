@@ -4,7 +4,7 @@ mod reply;
 mod upload;
 
 use crate::config;
-use crate::log::{self, Severity};
+use crate::log;
 use crate::request::Request;
 use crate::runtime::Runtime;
 use crate::sys;
@@ -15,6 +15,7 @@ use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::exchange::{self, Outgoing};
 use mod_wsgi_core::pool::Limits;
 use mod_wsgi_wire::encode::{Body, RequestBuilder};
+use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::keys;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -61,7 +62,7 @@ pub fn handle(r: Request<'_>) -> c_int {
         return status;
     }
     let Some(runtime) = config::host(&r).and_then(config::Host::runtime) else {
-        log::request(&r, Severity::Error, "MWR0210: supervisor cannot be reached: it was not started");
+        log::request(&r, Level::Error, "MWR0210: supervisor cannot be reached: it was not started");
         return sys::HTTP_SERVICE_UNAVAILABLE as c_int;
     };
     // A handler that is entered again on the same thread (an internal sub-request) gets buffers of its own.
@@ -75,7 +76,7 @@ pub fn handle(r: Request<'_>) -> c_int {
 fn check_target(r: &Request<'_>) -> Result<(), c_int> {
     let name = || String::from_utf8_lossy(r.filename()).into_owned();
     let fail = |status, code: &str, text: &str| {
-        log::request(r, Severity::Error, &format!("{code}: {text}: {}", name()));
+        log::request(r, Level::Error, &format!("{code}: {text}: {}", name()));
         Err(status)
     };
     let aliased = r.notes().get(c"alias-forced-type") == Some(b"wsgi-script");
@@ -113,7 +114,7 @@ fn serve(r: Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> c_int {
 fn refuse(r: &Request<'_>, e: &RequestError) -> c_int {
     let verdict = e.verdict();
     if !verdict.code.is_empty() {
-        log::request(r, Severity::Error, &format!("{}: {e}", verdict.code));
+        log::request(r, verdict.level, &format!("{}: {e}", verdict.code));
     }
     if let Some(seconds) = verdict.retry_after {
         r.err_headers_out().set(c"Retry-After", seconds.to_string().as_bytes());

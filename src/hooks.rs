@@ -5,7 +5,7 @@
 use crate::config::{self, Host};
 use crate::guard::callback;
 use crate::handler;
-use crate::log::{self, Severity};
+use crate::log;
 use crate::pool::{Pool, c_str};
 use crate::request::Request;
 use crate::runtime::{self, GroupEntry, Interpreters, Runtime, Site};
@@ -162,8 +162,8 @@ unsafe extern "C" fn check_config(
                     }
                 }
                 for found in interpreters.found() {
-                    let severity = if mode == sys::AP_SQ_RM_CONFIG_TEST { Severity::Notice } else { Severity::Info };
-                    log::process(severity, &format!("interpreter {found}"));
+                    let level = if mode == sys::AP_SQ_RM_CONFIG_TEST { Level::Notice } else { Level::Info };
+                    log::process(level, &format!("interpreter {found}"));
                 }
             }
         }
@@ -179,7 +179,7 @@ unsafe extern "C" fn check_config(
         problems.sort();
         problems.dedup();
         for p in &problems {
-            log::process(if restart { Severity::Warn } else { Severity::Error }, p);
+            log::process(if restart { Level::Warn } else { Level::Error }, p);
         }
         if problems.is_empty() || restart { OK } else { FAILED }
     })
@@ -203,11 +203,11 @@ unsafe extern "C" fn post_config(
             Ok(()) => OK,
             Err(e) if is_restart() => {
                 // An error now would end a running server: requests get 503 until the next restart.
-                log::process(Severity::Crit, &e);
+                log::process(Level::Crit, &e);
                 OK
             }
             Err(e) => {
-                log::process(Severity::Crit, &e);
+                log::process(Level::Crit, &e);
                 FAILED
             }
         }
@@ -218,7 +218,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let sites = sites(main);
     let Some(first) = sites.first() else { return Ok(()) };
     for name in sites.iter().flat_map(|s| &s.settings.without_effect).collect::<std::collections::BTreeSet<_>>() {
-        log::process(Severity::Warn, &format!("MWR0104: {name} is accepted but has no effect in this version"));
+        log::process(Level::Warn, &format!("MWR0104: {name} is accepted but has no effect in this version"));
     }
     let around = surroundings(first);
     let mut groups = HashMap::new();
@@ -229,7 +229,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
             let list = d.options.without_effect.join(", ");
             let name = &d.options.name;
             log::process(
-                Severity::Warn,
+                Level::Warn,
                 &format!("MWR0105: WSGIDaemonProcess {name}: without effect in this version: {list}"),
             );
         }
@@ -241,7 +241,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
             }
             Err(e) => {
                 if !d.options.name.is_empty() || runtime::needs_automatic(&sites) {
-                    log::process(Severity::Warn, &format!("MWR0106: group answers 503: {e}"));
+                    log::process(Level::Warn, &format!("MWR0106: group answers 503: {e}"));
                 }
                 GroupEntry { limits: None, host: d.host }
             }
@@ -251,7 +251,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let own_pools = sites.iter().filter(|s| shares_nothing(s)).count();
     if own_pools > 0 {
         log::process(
-            Severity::Notice,
+            Level::Notice,
             "applications without WSGIApplicationGroup get worker processes of their own; \
              'WSGIApplicationGroup %{GLOBAL}' lets them share those of their process group and saves that memory",
         );
@@ -334,7 +334,7 @@ unsafe extern "C" fn child_init(_: *mut sys::apr_pool_t, main: *mut sys::server_
         if let Some(rt) = config::host_of(main).and_then(Host::runtime)
             && let Err(e) = rt.begin_child()
         {
-            log::process(Severity::Crit, &format!("MWR0108: this process cannot register with the supervisor: {e}"));
+            log::process(Level::Crit, &format!("MWR0108: this process cannot register with the supervisor: {e}"));
         }
     });
 }

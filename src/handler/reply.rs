@@ -3,7 +3,7 @@
 
 use super::{OK, refuse};
 use crate::brigade::{Brigade, Disconnected};
-use crate::log::{self, Severity};
+use crate::log;
 use crate::request::Request;
 use mod_wsgi_core::conn::Inbox;
 use mod_wsgi_core::error::RequestError;
@@ -11,6 +11,7 @@ use mod_wsgi_core::exchange::{Event, Exchange};
 use mod_wsgi_core::response::Framer;
 use mod_wsgi_core::spool::Spool;
 use mod_wsgi_wire::decode::Response;
+use mod_wsgi_wire::frame::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use std::ffi::c_int;
@@ -276,7 +277,7 @@ impl<'r> Output<'r> {
                 self.pass(&buf[..n])?;
             }
         } else if self.progress.elapsed() > self.r.timeout() {
-            log::request(&self.r, Severity::Info, "client has taken nothing for Timeout seconds");
+            log::request(&self.r, Level::Info, "client has taken nothing for Timeout seconds");
             return Err(Broken::Client);
         }
         Ok(())
@@ -341,7 +342,7 @@ impl<'r> Output<'r> {
                 "MWR0215: response body has {} bytes more than its Content-Length; they were cut",
                 self.framer.surplus()
             );
-            log::request(&self.r, Severity::Warn, &text);
+            log::request(&self.r, Level::Warn, &text);
         }
         if !self.ended {
             self.framer.finish().map_err(|e| Broken::Other(RequestError::Shortfall(e)))?;
@@ -360,10 +361,12 @@ impl<'r> Output<'r> {
         let deadline = Instant::now() + DONE_WAIT;
         while !x.done() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match x.next_after_end(inbox, left)? {
-                Event::Log(level, text) => log::worker(&self.r, level, text),
-                Event::Pause if left.is_zero() => break,
-                _ => {}
+            if left.is_zero() {
+                // Also for a worker that only logs and never ends.
+                break;
+            }
+            if let Event::Log(level, text) = x.next_after_end(inbox, left)? {
+                log::worker(&self.r, level, text);
             }
         }
         Ok(())

@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 
 from . import http, procs, product
@@ -237,20 +236,23 @@ class Apache:
 
     # -- life
 
+    def _spawn(self) -> None:
+        self.write_config()
+        with open(self.stderr_log, "ab") as err:
+            self.process = subprocess.Popen(
+                self.command("-DFOREGROUND", *self.args),
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                env=self.env,
+                cwd=self.prefix,
+                start_new_session=True,
+            )
+
     def start(self, deadline: float = 30.0) -> Apache:
         """Starts in the foreground and waits until the port accepts; a port taken meanwhile is replaced."""
         for attempt in range(5):
-            self.write_config()
-            with open(self.stderr_log, "ab") as err:
-                self.process = subprocess.Popen(
-                    self.command("-DFOREGROUND", *self.args),
-                    stdin=subprocess.DEVNULL,
-                    stdout=err,
-                    stderr=err,
-                    env=self.env,
-                    cwd=self.prefix,
-                    start_new_session=True,
-                )
+            self._spawn()
             try:
                 wait_until(self._up, deadline, "httpd serves")
                 break
@@ -269,17 +271,7 @@ class Apache:
 
     def start_expecting_failure(self, deadline: float = 30.0) -> tuple[int, str]:
         """Starts a server that must refuse: its exit status and messages."""
-        self.write_config()
-        with open(self.stderr_log, "ab") as err:
-            self.process = subprocess.Popen(
-                self.command("-DFOREGROUND", *self.args),
-                stdin=subprocess.DEVNULL,
-                stdout=err,
-                stderr=err,
-                env=self.env,
-                cwd=self.prefix,
-                start_new_session=True,
-            )
+        self._spawn()
         try:
             code = self.process.wait(deadline)
         except subprocess.TimeoutExpired:
@@ -396,14 +388,7 @@ class Apache:
 
     def kill_all(self) -> None:
         """Ends by SIGKILL whatever of this server still runs: httpd first, so that nothing is started anew."""
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        end = time.monotonic() + 10
-        while (left := self.leftovers()) and time.monotonic() < end:
-            for p in left:
-                p.kill()
-            time.sleep(0.02)
+        procs.kill_tree(self.process, self.leftovers)
 
     def destroy(self) -> None:
         """Removes the prefix (unless kept for inspection) and gives the ports back."""

@@ -153,14 +153,7 @@ class Express:
         return sorted({p for p in self._seen if p.alive()} | set(self.processes()), key=lambda p: p.pid)
 
     def kill_all(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        end = time.monotonic() + 10
-        while (left := self.leftovers()) and time.monotonic() < end:
-            for p in left:
-                p.kill()
-            time.sleep(0.02)
+        procs.kill_tree(self.process, self.leftovers)
 
     def destroy(self) -> None:
         self._claim.release()

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Iterable
+import subprocess
+import time
+from collections.abc import Callable, Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,3 +128,15 @@ def maps(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """Number of open descriptors."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def kill_tree(first: subprocess.Popen[bytes] | None, left: Callable[[], list[Process]], limit: float = 10.0) -> None:
+    """Ends by SIGKILL `first`, so that nothing is started anew, then whatever `left` still names."""
+    if first and first.poll() is None:
+        first.kill()
+        first.wait()
+    end = time.monotonic() + limit
+    while (found := left()) and time.monotonic() < end:
+        for p in found:
+            p.kill()
+        time.sleep(0.02)
