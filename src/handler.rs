@@ -50,6 +50,7 @@ struct Route<'r> {
     limits: &'r Limits,
     pass_authorization: bool,
     reloading: bool,
+    error_override: bool,
 }
 
 /// Serves a request whose handler is ours.
@@ -161,7 +162,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
     let mut out = Outgoing { frame: &mut scratch.frame, body: file };
     let key = (&*route.group, &*route.application);
     let x = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox)?;
-    reply::send(r, x, &mut scratch.inbox)
+    reply::send(r, x, &mut scratch.inbox, route.error_override)
 }
 
 fn select<'r>(r: &Request<'r>, s: &Selector, env_only_literal: impl Fn(&Selector) -> Cow<'r, str>) -> Cow<'r, str> {
@@ -242,6 +243,7 @@ fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, Request
         limits,
         pass_authorization: field(alias, place, |d| d.pass_authorization).unwrap_or(false),
         reloading: field(alias, place, |d| d.script_reloading).unwrap_or(true),
+        error_override: field(alias, place, |d| d.error_override).unwrap_or(false),
     })
 }
 
@@ -295,6 +297,33 @@ fn build(
     let mut num = [0u8; 20];
     let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
     let mut b = RequestBuilder::new(frame, mtime);
+    // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID. The server's own table comes first: what describes this request wins, also
+    // over what mod_include has put there for the page around it.
+    let mut https = false;
+    for (name, value) in r.subprocess_env().iter() {
+        if name == b"HTTPS" {
+            https = is_https(value);
+            continue;
+        }
+        let of_a_body = match name {
+            b"CONTENT_LENGTH" => true,
+            b"CONTENT_TYPE" => r.has_no_body_of_its_own(),
+            _ => false,
+        };
+        if !is_hidden(name) && !of_a_body {
+            b.named(name, value);
+        }
+    }
+    if let Some(before) = r.previous() {
+        b.named(b"REDIRECT_URL", before.uri());
+        if !before.args().is_empty() {
+            b.named(b"REDIRECT_QUERY_STRING", before.args());
+        }
+        let user = std::iter::successors(Some(before), |p| p.previous()).find_map(|p| p.user());
+        if let Some(user) = user.filter(|_| r.user().is_none()) {
+            b.named(b"REDIRECT_REMOTE_USER", user);
+        }
+    }
     let headers = r.headers_in();
     for (name, value) in headers.iter() {
         let hidden = match name.len() {
@@ -363,15 +392,6 @@ fn build(
     b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));
     if let Some(id) = r.log_id() {
         b.known(keys::MW_REQUEST_ID, id);
-    }
-    // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID: the server's own table comes last and wins.
-    let mut https = false;
-    for (name, value) in r.subprocess_env().iter() {
-        if name == b"HTTPS" {
-            https = is_https(value);
-        } else if !is_hidden(name) {
-            b.named(name, value);
-        }
     }
     b.known(keys::URL_SCHEME, if https { b"https" } else { b"http" });
     b.finish(match body {

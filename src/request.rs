@@ -95,6 +95,12 @@ impl<'r> Request<'r> {
         let r = self.rec();
         !r.main.is_null() || (!r.prev.is_null() && r.method_number == sys::M_GET as c_int)
     }
+    /// The request that an internal redirect replaced by this one.
+    pub fn previous(&self) -> Option<Request<'r>> {
+        let raw = self.rec().prev;
+        // SAFETY: an earlier request of the chain outlives the later one.
+        (!raw.is_null()).then(|| unsafe { Request::new(raw) })
+    }
     /// Microseconds since the epoch.
     pub fn request_time(&self) -> i64 {
         self.rec().request_time
@@ -283,6 +289,26 @@ impl<'r> Request<'r> {
     pub fn mark_aborted(&self) {
         // SAFETY: as in `close_after`.
         unsafe { (*self.rec().connection).aborted = 1 }
+    }
+
+    /// Serves another path of this server in place of this request, as the answer to a GET. The request's body, whoever
+    /// was to read it, is not the other's. Not `ap_internal_redirect_handler`, which would give the other this one's
+    /// content type, and with it, in places, a handler.
+    pub fn redirect_internally(&self, path: &[u8]) {
+        let path = self.pool().c_string(path);
+        // SAFETY: this thread's live request, called from its handler; method and path outlive it. What is left of the
+        // body is read before the fields that frame it go.
+        unsafe {
+            if sys::ap_discard_request_body(self.raw) != sys::OK as c_int {
+                self.close_after();
+            }
+            let headers = self.rec().headers_in;
+            sys::apr_table_unset(headers, c"Content-Length".as_ptr());
+            sys::apr_table_unset(headers, c"Transfer-Encoding".as_ptr());
+            (*self.raw).method = c"GET".as_ptr();
+            (*self.raw).method_number = sys::M_GET as c_int;
+            sys::ap_internal_redirect(path, self.raw);
+        }
     }
 
     /// The server's Timeout.

@@ -60,20 +60,28 @@ pub struct DirConfig {
     pub callable_object: Option<String>,
     pub pass_authorization: Option<bool>,
     pub script_reloading: Option<bool>,
+    pub error_override: Option<bool>,
 }
 
 impl DirConfig {
     /// `inner` stands within `self`.
     pub fn merged(&self, inner: &DirConfig) -> DirConfig {
         // Both sides without `..`: a new field cannot be forgotten.
-        let DirConfig { process_group, application_group, callable_object, pass_authorization, script_reloading } =
-            inner;
+        let DirConfig {
+            process_group,
+            application_group,
+            callable_object,
+            pass_authorization,
+            script_reloading,
+            error_override,
+        } = inner;
         DirConfig {
             process_group: process_group.clone().or_else(|| self.process_group.clone()),
             application_group: application_group.clone().or_else(|| self.application_group.clone()),
             callable_object: callable_object.clone().or_else(|| self.callable_object.clone()),
             pass_authorization: pass_authorization.or(self.pass_authorization),
             script_reloading: script_reloading.or(self.script_reloading),
+            error_override: error_override.or(self.error_override),
         }
     }
 }

@@ -145,6 +145,9 @@ directives! {
     "WSGIScriptReloading" "On | Off" "On" File Full
         "Whether a changed modification time of the script replaces the workers that have loaded it."
         |t, w| { t.dir.script_reloading = Some(flag(w)?); Ok(()) };
+    "WSGIErrorOverride" "On | Off" "Off" File Full
+        "On replaces the application's answers with status 4xx and 5xx by the server's own page (ErrorDocument)."
+        |t, w| { t.dir.error_override = Some(flag(w)?); Ok(()) };
     "WSGISocketPrefix" "path" "wsgi in the server's run-time directory" Server Full
         "Prefix of the run directory, which holds the supervisor's and the workers' sockets: PREFIX.mod-wsgi-rs."
         |t, w| { t.server.socket_prefix = Some(one(w)?.to_owned()); Ok(()) };
@@ -187,7 +190,6 @@ directives! {
     "WSGIRestrictSignal" "On | Off" "" Server None "Not in this version: applications may set signal handlers." ignore;
     "WSGIVerboseDebugging" "On | Off" "" Server Embedded "Accepted." ignore;
     "WSGIMapHEADToGET" "On | Off | Auto" "" File None "Not in this version: HEAD is passed as HEAD." ignore;
-    "WSGIErrorOverride" "On | Off" "" File None "Not in this version." ignore;
     "WSGIIgnoreActivity" "On | Off" "" File None "Not in this version." ignore;
     "WSGIEnableSendfile" "On | Off" "" File None "Not in this version: EnableSendfile decides." ignore;
     "WSGIPassApacheRequest" "On | Off" "" Directory Embedded "Accepted: there is no Python inside the server." ignore;
@@ -292,7 +294,7 @@ mod tests {
 
     #[test]
     fn directives_without_effect_are_remembered() {
-        assert_eq!(run("WSGIErrorOverride", "On").unwrap().0.without_effect, ["WSGIErrorOverride"]);
+        assert_eq!(run("WSGIMapHEADToGET", "On").unwrap().0.without_effect, ["WSGIMapHEADToGET"]);
         assert!(run("WSGIChunkedRequest", "On").unwrap().0.without_effect.is_empty());
     }
 }

@@ -22,6 +22,34 @@ pub enum ResponseError {
     Lengths,
 }
 
+/// What the server serves in place of an application's answer, whose body nobody gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead<'a> {
+    /// Another path of this server, as the answer to a GET: status 200 with a local Location, as CGI has it (RFC 3875,
+    /// 6.2.2) and mod_wsgi's daemon mode.
+    Path(&'a [u8]),
+    /// The server's own page for this status.
+    ErrorPage(u16),
+}
+
+impl<'a> Instead<'a> {
+    /// `error_pages`: the server's pages replace the application's for 4xx and 5xx.
+    pub fn of(
+        status: u16,
+        mut fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        error_pages: bool,
+    ) -> Option<Instead<'a>> {
+        match status {
+            200 => fields
+                .find(|(name, _)| name.eq_ignore_ascii_case(b"location"))
+                .filter(|(_, value)| value.starts_with(b"/"))
+                .map(|(_, value)| Instead::Path(value)),
+            400..=599 if error_pages => Some(Instead::ErrorPage(status)),
+            _ => None,
+        }
+    }
+}
+
 /// The body had fewer bytes than its Content-Length: the connection must be aborted so that the client can see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("response body has {got} bytes, Content-Length said {declared}")]
@@ -139,6 +167,21 @@ mod tests {
     fn framer(head: bool, status: u16, cl: Option<&str>, whole: Option<u64>) -> Result<Framer, ResponseError> {
         let f: Vec<(&[u8], &[u8])> = cl.iter().map(|v| (&b"Content-Length"[..], v.as_bytes())).collect();
         Framer::new(head, status, b"OK", f.into_iter(), whole)
+    }
+
+    #[test]
+    fn a_local_location_with_200_names_another_path() {
+        fn instead(status: u16, location: &[u8], pages: bool) -> Option<Instead<'_>> {
+            Instead::of(status, [(&b"X"[..], &b"/x"[..]), (&b"LOCATION"[..], location)].into_iter(), pages)
+        }
+        assert_eq!(instead(200, b"/a?b", true), Some(Instead::Path(b"/a?b")));
+        assert_eq!(instead(200, b"http://host/a", true), None);
+        assert_eq!(instead(200, b"", false), None);
+        assert_eq!(instead(201, b"/a", true), None);
+        assert_eq!(instead(302, b"/a", true), None);
+        assert_eq!(instead(404, b"/a", false), None);
+        assert_eq!(instead(404, b"/a", true), Some(Instead::ErrorPage(404)));
+        assert_eq!(instead(600, b"/a", true), None);
     }
 
     #[test]

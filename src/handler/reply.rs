@@ -8,7 +8,7 @@ use crate::request::Request;
 use mod_wsgi_core::conn::Inbox;
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::exchange::{Event, Exchange};
-use mod_wsgi_core::response::Framer;
+use mod_wsgi_core::response::{Framer, Instead};
 use mod_wsgi_core::spool::Spool;
 use mod_wsgi_wire::decode::Response;
 use mod_wsgi_wire::frame::Level;
@@ -62,14 +62,22 @@ impl From<std::io::Error> for Broken {
 
 /// Receives the answer and sends it. An error before the head is returned; after it the client is shown that the answer
 /// broke off.
-pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox) -> Result<c_int, RequestError> {
+/// `error_pages`: errors of the application get the server's pages.
+pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox, error_pages: bool) -> Result<c_int, RequestError> {
     let (mut out, first) = loop {
         match x.next(r, inbox, true)? {
             Event::Log(level, text) => log::worker(r, level, text),
             Event::Response(head) => {
                 // Only an exact list or tuple that is complete at once comes as a RESPONSE with END.
                 let whole = x.ended().then_some(head.data.len() as u64);
-                let mut out = Output::start(*r, &head, whole)?;
+                let framer = Framer::new(r.header_only(), head.status, head.reason, head.headers(), whole)?;
+                if let Some(other) = Instead::of(head.status, head.headers(), error_pages) {
+                    let other = Other::new(r, &head, other);
+                    discard(r, &mut x, inbox)?;
+                    x.release(inbox);
+                    return Ok(other.serve(r));
+                }
+                let mut out = Output::start(*r, &head, framer);
                 let first = out.data(head.data, x.ended());
                 break (out, first);
             }
@@ -106,6 +114,75 @@ pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox) -> Result<c_int
     }
 }
 
+/// What is served instead of the answer; nothing of it refers to the answer, whose buffers serve the next request.
+enum Other {
+    Path(Vec<u8>),
+    ErrorPage(c_int),
+}
+
+impl Other {
+    fn new(r: &Request<'_>, head: &Response<'_>, other: Instead<'_>) -> Other {
+        // Which credentials are wanted is part of a 401 whoever writes its page.
+        for (name, value) in head.headers().filter(|(name, _)| is_challenge(name)) {
+            r.err_headers_out().add(name, value);
+        }
+        match other {
+            Instead::Path(path) => Other::Path(path.to_vec()),
+            Instead::ErrorPage(status) => Other::ErrorPage(c_int::from(status)),
+        }
+    }
+
+    /// The status for httpd.
+    fn serve(self, r: &Request<'_>) -> c_int {
+        match self {
+            Other::Path(path) => {
+                r.redirect_internally(&path);
+                OK
+            }
+            Other::ErrorPage(status) => status,
+        }
+    }
+}
+
+fn is_challenge(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"www-authenticate")
+}
+
+/// Reads the rest of an answer that nobody gets. One that breaks off is an error as any other.
+fn discard(r: &Request<'_>, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), RequestError> {
+    while !x.ended() {
+        match x.next(r, inbox, true)? {
+            Event::Log(level, text) => log::worker(r, level, text),
+            Event::Abort(reason) => return Err(RequestError::Aborted(reason)),
+            Event::Response(_) => return Err(second_head(x)),
+            Event::Data(_) | Event::File { .. } | Event::Mark | Event::Continue | Event::Pause => {}
+        }
+    }
+    await_done(r, x, inbox)
+}
+
+fn second_head(x: &Exchange) -> RequestError {
+    let (group, pid) = (x.pool().label(), x.pid());
+    RequestError::WorkerProtocol { group, pid, error: "a second head".to_owned() }
+}
+
+/// Waits for the end of `close()`, which is usually over in no time; its log records belong to this request. Where it
+/// takes longer this thread does not wait: the worker frees its row by itself, and the connection is given up.
+fn await_done(r: &Request<'_>, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), RequestError> {
+    let deadline = Instant::now() + DONE_WAIT;
+    while !x.done() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // Also for a worker that only logs and never ends.
+            break;
+        }
+        if let Event::Log(level, text) = x.next_after_end(inbox, left)? {
+            log::worker(r, level, text);
+        }
+    }
+    Ok(())
+}
+
 struct Output<'r> {
     r: Request<'r>,
     brigade: Brigade<'r>,
@@ -124,14 +201,16 @@ struct Output<'r> {
 }
 
 impl<'r> Output<'r> {
-    /// Judges the head and gives it to httpd, which sends it with the first bytes.
-    fn start(r: Request<'r>, head: &Response<'_>, whole: Option<u64>) -> Result<Output<'r>, RequestError> {
-        let framer = Framer::new(r.header_only(), head.status, head.reason, head.headers(), whole)?;
+    /// Gives the head, as `framer` has judged it, to httpd, which sends it with the first bytes.
+    fn start(r: Request<'r>, head: &Response<'_>, framer: Framer) -> Output<'r> {
         r.set_status(head.status, head.reason);
         let table = r.headers_out();
         for (name, value) in head.headers() {
             if name.eq_ignore_ascii_case(b"content-type") {
                 r.set_content_type(value);
+            } else if is_challenge(name) {
+                // Where mod_auth_* keep theirs, and mod_headers looks for them (`Header always`).
+                r.err_headers_out().add(name, value);
             } else if !name.eq_ignore_ascii_case(b"content-length") {
                 table.add(name, value);
             }
@@ -139,7 +218,7 @@ impl<'r> Output<'r> {
         if let Some(n) = framer.content_length() {
             r.set_content_length(n);
         }
-        Ok(Output {
+        Output {
             r,
             brigade: Brigade::new(r),
             framer,
@@ -149,7 +228,7 @@ impl<'r> Output<'r> {
             ended: false,
             direct: 0,
             progress: Instant::now(),
-        })
+        }
     }
 
     /// The client is behind: bytes wait in httpd or here. HTTP/2 streams cannot be asked, and a pass beyond what their
@@ -251,10 +330,7 @@ impl<'r> Output<'r> {
                 }
                 Event::Log(level, text) => log::worker(&self.r, level, text),
                 Event::Abort(reason) => return Err(RequestError::Aborted(reason).into()),
-                Event::Response(_) => {
-                    let (group, pid) = (x.pool().label(), x.pid());
-                    return Err(RequestError::WorkerProtocol { group, pid, error: "a second head".to_owned() }.into());
-                }
+                Event::Response(_) => return Err(second_head(x).into()),
                 Event::Mark | Event::Continue => {}
                 Event::Pause if behind => self.drain(Some(x), SLICE)?,
                 Event::Pause => self.flush(x)?,
@@ -356,20 +432,7 @@ impl<'r> Output<'r> {
             // The client need not wait for close(), and this thread not for the client.
             self.brigade.nudge()?;
         }
-        // close() is usually over in no time; its log records belong to this request. Where it takes longer this thread
-        // does not wait: the worker frees its row by itself, and the connection is given up.
-        let deadline = Instant::now() + DONE_WAIT;
-        while !x.done() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                // Also for a worker that only logs and never ends.
-                break;
-            }
-            if let Event::Log(level, text) = x.next_after_end(inbox, left)? {
-                log::worker(&self.r, level, text);
-            }
-        }
-        Ok(())
+        Ok(await_done(&self.r, x, inbox)?)
     }
 
     /// The answer cannot be finished. Before anything was passed the client gets an error page, else it must see that
