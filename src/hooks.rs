@@ -8,10 +8,11 @@ use crate::handler;
 use crate::log;
 use crate::pool::{Pool, c_str};
 use crate::request::Request;
-use crate::runtime::{self, GroupEntry, Interpreters, Runtime, Site};
+use crate::runtime::Runtime;
 use crate::sys;
 use crate::walk::{self, Shadows};
 use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix, resolve};
+use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Site};
 use mod_wsgi_wire::frame::Level;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
@@ -262,9 +263,8 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let program = runtime::find_program(first.settings.supervisor.as_deref(), module_file().as_deref());
     let program = program.map_err(|e| e.to_string())?;
     let ids = server_ids();
-    let mut rt =
-        Runtime::start(&program, &run_dir, ids.0, ids.1, groups, server_version()).map_err(|e| e.to_string())?;
-    rt.shadows = Shadows::of(pool, config::servers(main));
+    let common = runtime::Runtime::start(&program, &run_dir, ids.0, ids.1, groups).map_err(|e| e.to_string())?;
+    let rt = Runtime { common, shadows: Shadows::of(pool, config::servers(main)), version: server_version() };
     let roll_all = first.settings.reload_all.unwrap_or(true);
     rt.tell(&run_dir, ids, roll_all, wanted, runtime::preloads(&sites), log_level(main)).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);

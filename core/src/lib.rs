@@ -16,4 +16,5 @@ pub mod link;
 pub mod options;
 pub mod pool;
 pub mod response;
+pub mod runtime;
 pub mod spool;
