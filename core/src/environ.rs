@@ -33,10 +33,14 @@ pub fn is_https(value: &[u8]) -> bool {
     value.eq_ignore_ascii_case(b"on") || value == b"1"
 }
 
-/// Variables of the server's own table that never reach an application: HTTPS becomes `wsgi.url_scheme`, the others
-/// describe the server's process, not the request.
+/// Variables of the server's own table that never reach an application: HTTPS becomes `wsgi.url_scheme`, PATH and
+/// LD_LIBRARY_PATH describe the server's process, not the request, and the names of the two interfaces are no place for
+/// strings.
 pub fn is_hidden(name: &[u8]) -> bool {
-    matches!(name, b"HTTPS" | b"PATH" | b"LD_LIBRARY_PATH") || name.is_empty()
+    matches!(name, b"HTTPS" | b"PATH" | b"LD_LIBRARY_PATH")
+        || name.is_empty()
+        || name.starts_with(b"wsgi.")
+        || name.starts_with(b"mod_wsgi.")
 }
 
 #[cfg(test)]
@@ -48,6 +52,14 @@ mod tests {
     fn slashes() {
         assert_eq!(&*collapse_slashes(b"/a//b///c/"), b"/a/b/c/");
         assert!(matches!(collapse_slashes(b"/a/b"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn the_interfaces_own_names_are_not_set_from_outside() {
+        for name in ["", "HTTPS", "PATH", "wsgi.errors", "mod_wsgi.process_group"] {
+            assert!(is_hidden(name.as_bytes()), "{name}");
+        }
+        assert!(!is_hidden(b"wsgi") && !is_hidden(b"SSL_PROTOCOL") && !is_hidden(b"app.wsgi.mode"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Request header names on their way into the environ, and what a response header may be.
+//! Request header names on their way into the environ.
 
 use mod_wsgi_wire::keys;
 use std::sync::LazyLock;
@@ -73,26 +73,6 @@ pub fn incoming(name: &[u8]) -> Incoming {
 pub fn push_key(out: &mut Vec<u8>, name: &[u8]) {
     out.extend_from_slice(b"HTTP_");
     out.extend(name.iter().map(|b| normal(*b)));
-}
-
-/// A byte of a token (RFC 9110, 5.6.2).
-pub fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
-}
-
-/// Fields that belong to one connection (RFC 9110, 7.6.1) and therefore to the server, not to an application.
-pub fn is_hop_by_hop(name: &[u8]) -> bool {
-    const HOP: [&str; 8] = [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    HOP.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The framer: it alone judges a response head, decides Content-Length and counts the body. Neither server compares a
 //! body with its declared length; on a kept-alive connection a shortfall would hand the next user's bytes to this one.
 
-use crate::headers;
+use mod_wsgi_wire::fields::{is_control, is_hop_by_hop, is_token, parse_length};
 
 /// A response that cannot be sent as it is. The application is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,19 +82,19 @@ impl Framer {
         if !(200..=999).contains(&status) {
             return Err(ResponseError::Status(status));
         }
-        if !reason.iter().all(|b| (*b >= 0x20 && *b != 0x7f) || *b == b'\t') {
+        if reason.iter().any(|b| is_control(*b)) {
             return Err(ResponseError::Reason);
         }
         let mut declared = None;
         for (i, (name, value)) in fields.enumerate() {
-            if name.is_empty() || !name.iter().all(|b| headers::is_token(*b)) {
+            if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
                 return Err(ResponseError::Name(i));
             }
             let text = || String::from_utf8_lossy(name).into_owned();
-            if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+            if value.iter().any(|b| is_control(*b)) {
                 return Err(ResponseError::Value(text()));
             }
-            if headers::is_hop_by_hop(name) {
+            if is_hop_by_hop(name) {
                 return Err(ResponseError::HopByHop(text()));
             }
             if name.eq_ignore_ascii_case(b"content-length") {
@@ -150,13 +150,6 @@ impl Framer {
             _ => Ok(()),
         }
     }
-}
-
-fn parse_length(v: &[u8]) -> Option<u64> {
-    if v.is_empty() || v.len() > 19 || !v.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(v).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 pub mod control;
 pub mod decode;
 pub mod encode;
+pub mod fields;
 pub mod frame;
 pub mod keys;
 pub mod limits;

@@ -195,7 +195,7 @@ impl Call {
         let conn = {
             let mut state = lock(&self.state);
             let Some(conn) = state.conn.clone() else {
-                return Err(SendError::Rule(PyRuntimeError::new_err("the request has ended")));
+                return Err(SendError::Rule(PyRuntimeError::new_err("write() called after request completed")));
             };
             let Some(head) = &state.head else { return Err(SendError::Rule(not_started())) };
             let small = block.len() <= HELD_SEND;
@@ -220,7 +220,7 @@ impl Call {
 }
 
 fn not_started() -> PyErr {
-    PyRuntimeError::new_err("response has not been started: start_response() was not called")
+    PyRuntimeError::new_err("start_response() must be called before response content is produced")
 }
 
 #[pymethods]
@@ -233,10 +233,13 @@ impl Call {
         exc_info: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Write> {
         let this = slf.get();
+        if lock(&this.state).conn.is_none() {
+            return Err(PyRuntimeError::new_err("start_response() called after request completed"));
+        }
         if let Some(exc_info) = exc_info {
-            let Ok(info) = exc_info.cast::<PyTuple>() else {
-                let text = format!("exc_info must be a tuple or None, not {}", head::type_name(exc_info));
-                return Err(PyTypeError::new_err(text));
+            let Some(info) = exc_info.cast::<PyTuple>().ok().filter(|t| t.len() == 3) else {
+                let text = "start_response() argument 'exc_info' must be a 3-tuple or None";
+                return Err(PyRuntimeError::new_err(text));
             };
             if this.head_sent() {
                 // The client has the head already: the exception goes on through the application.
@@ -244,13 +247,10 @@ impl Call {
                 return Err(PyErr::from_value(exception));
             }
         } else if this.head_sent() {
-            return Err(PyRuntimeError::new_err("headers have already been sent"));
+            return Err(PyRuntimeError::new_err("start_response() called more than once without exc_info"));
         }
         let head = Head::parse(status, headers)?;
         let mut state = lock(&this.state);
-        if state.conn.is_none() {
-            return Err(PyRuntimeError::new_err("the request has ended"));
-        }
         // A second call before anything is sent replaces the first.
         state.head = Some(head);
         Ok(Write { call: slf.clone().unbind() })
@@ -268,7 +268,7 @@ impl Write {
     #[pyo3(signature = (data, /))]
     fn __call__(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let Ok(bytes) = data.cast::<PyBytes>() else {
-            let text = format!("write() takes bytes, not {}", head::type_name(data));
+            let text = format!("write() argument must be bytes, not {}", head::type_name(data));
             return Err(PyTypeError::new_err(text));
         };
         if bytes.as_bytes().is_empty() {
@@ -277,7 +277,7 @@ impl Write {
         match self.call.get().send(py, bytes.as_bytes(), 0) {
             Ok(()) => Ok(()),
             Err(SendError::Rule(e)) => Err(e),
-            Err(SendError::Gone) => Err(PyOSError::new_err((libc::EPIPE, "the client has closed the connection"))),
+            Err(SendError::Gone) => Err(PyOSError::new_err((libc::EPIPE, "mod_wsgi client connection closed"))),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Status and headers as `start_response` takes them: checked by PEP 3333 and HTTP, kept as bytes. What is wrong raises
-//! in the application, nothing is repaired.
+//! in the application, nothing is repaired. Types and texts of exceptions are mod_wsgi's where it has the check too.
 
 use mod_wsgi_wire::encode;
+use mod_wsgi_wire::fields::{is_control, is_hop_by_hop, is_token, parse_length};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
@@ -20,43 +21,28 @@ pub struct Head {
     pub content_length: Option<u64>,
 }
 
-/// Connection-level fields: they belong to the server alone (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 impl Head {
     /// Checks the arguments of `start_response`.
     pub fn parse(status: &Bound<'_, PyAny>, headers: &Bound<'_, PyAny>) -> PyResult<Head> {
-        let Ok(status) = status.cast::<PyString>() else {
-            return Err(PyTypeError::new_err(format!("status must be a str, not {}", type_name(status))));
-        };
+        let line = latin1(status)?;
         let Ok(list) = headers.cast::<PyList>() else {
             return Err(PyTypeError::new_err(format!("headers must be a list, not {}", type_name(headers))));
         };
-        let line = latin1(status)?;
-        let bad =
-            || PyValueError::new_err("status must be three digits, a space and a reason without control characters");
-        let digits = line.first_chunk::<3>().filter(|d| d.iter().all(u8::is_ascii_digit)).ok_or_else(bad)?;
+        let digits = line.first_chunk::<3>().filter(|d| d.iter().all(u8::is_ascii_digit));
+        let Some(digits) = digits.filter(|_| !line.get(3).is_some_and(u8::is_ascii_digit)) else {
+            return Err(wrong("status code must be a 3 digit integer", &line));
+        };
         let number = digits.iter().fold(0, |n, d| n * 10 + (d - b'0') as u16);
         let reason = match line.get(3) {
             None => &[][..],
             Some(b' ') => &line[4..],
-            Some(_) => return Err(bad()),
+            Some(_) => return Err(wrong("no space following status code", &line)),
         };
         if reason.iter().any(|b| is_control(*b)) {
-            return Err(bad());
+            return Err(wrong("control character in status reason phrase", &line));
         }
         if !(200..=999).contains(&number) {
-            return Err(PyValueError::new_err(format!("status {number} is not one that an application may give")));
+            return Err(wrong("status code is not that of a final response", &line));
         }
         let mut head = Head {
             status: number,
@@ -68,48 +54,46 @@ impl Head {
         head.bytes.reserve(192);
         head.spans.reserve(list.len());
         for item in list.iter() {
-            let pair = item.cast::<PyTuple>().ok().filter(|t| t.len() == 2);
-            let Some(pair) = pair else {
-                return Err(PyTypeError::new_err(format!("headers must be 2-tuples, not {}", type_name(&item))));
+            let Ok(pair) = item.cast::<PyTuple>() else {
+                return Err(PyTypeError::new_err(format!("each header must be a 2-tuple, not {}", type_name(&item))));
             };
-            let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
-            match (name.cast::<PyString>(), value.cast::<PyString>()) {
-                (Ok(name), Ok(value)) => head.add(&name, &value)?,
-                (Err(_), _) => {
-                    return Err(PyTypeError::new_err(format!("header name must be a str, not {}", type_name(&name))));
-                }
-                (_, Err(_)) => {
-                    return Err(PyTypeError::new_err(format!("header value must be a str, not {}", type_name(&value))));
-                }
+            if pair.len() != 2 {
+                let text = format!("each header must be a 2-tuple, got length {}", pair.len());
+                return Err(PyValueError::new_err(text));
             }
+            let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+            head.add(&name, &value)?;
         }
         Ok(head)
     }
 
-    fn add(&mut self, name: &Bound<'_, PyString>, value: &Bound<'_, PyString>) -> PyResult<()> {
+    fn add(&mut self, name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let n = latin1(name)?;
-        if n.is_empty() || !n.iter().all(|b| is_token(*b)) {
-            return Err(PyValueError::new_err(format!("header name {} is not a token", name.repr()?)));
+        if n.is_empty() {
+            return Err(PyValueError::new_err("header name is empty"));
+        }
+        if let Some(bad) = n.iter().find(|b| !is_token(**b)) {
+            let what = match bad {
+                b' ' => "space character in header name",
+                b if is_control(*b) || *b == b'\t' => "control character in header name",
+                _ => "character not allowed in header name",
+            };
+            return Err(wrong(what, &n));
         }
         let v = latin1(value)?;
         if v.iter().any(|b| is_control(*b)) {
-            let text = format!("value of header {} has a control character", name.repr()?);
-            return Err(PyValueError::new_err(text));
+            let split = v.iter().any(|b| matches!(b, b'\r' | b'\n'));
+            let what = if split { "carriage return/line feed character" } else { "control character" };
+            return Err(wrong(&format!("{what} in header value"), &v));
         }
-        // Only names of a length found in the table are compared: the common ones cost one comparison of lengths.
-        if HOP_BY_HOP.iter().any(|h| h.len() == n.len() && h.as_bytes().eq_ignore_ascii_case(&n)) {
-            let text = format!("hop-by-hop header {} belongs to the server", name.repr()?);
-            return Err(PyValueError::new_err(text));
+        if is_hop_by_hop(&n) {
+            return Err(wrong("header of the connection, which belongs to the server", &n));
         }
         if n.len() == 14 && n.eq_ignore_ascii_case(b"content-length") {
-            let text = || PyValueError::new_err("Content-Length is not a number, or given twice with different values");
-            let digits = v.trim_ascii();
-            if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-                return Err(text());
-            }
-            let length = std::str::from_utf8(digits).ok().and_then(|d| d.parse().ok()).ok_or_else(text)?;
+            let text = || PyValueError::new_err(format!("invalid Content-Length header value: '{}'", v.escape_ascii()));
+            let length = parse_length(&v).ok_or_else(text)?;
             if self.content_length.is_some_and(|c| c != length) {
-                return Err(text());
+                return Err(PyValueError::new_err("Content-Length is given twice with different values"));
             }
             self.content_length = Some(length);
         }
@@ -123,9 +107,9 @@ impl Head {
         self.bytes.extend_from_slice(value);
     }
 
-    /// Declares the length of the body, if the application has not.
+    /// Declares the length of the body, if the application has not and the status may have a body.
     pub fn declare_length(&mut self, length: u64) {
-        if self.content_length.is_none() {
+        if self.content_length.is_none() && !matches!(self.status, 204 | 304) {
             self.content_length = Some(length);
             self.push(b"Content-Length", length.to_string().as_bytes());
         }
@@ -146,8 +130,11 @@ impl Head {
     }
 }
 
-/// The bytes of a str in Latin-1; raises UnicodeEncodeError for what does not fit.
-fn latin1<'a>(s: &'a Bound<'_, PyString>) -> PyResult<Cow<'a, [u8]>> {
+/// The bytes of a str in Latin-1; raises TypeError for other objects, UnicodeEncodeError for what does not fit.
+fn latin1<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Cow<'a, [u8]>> {
+    let Ok(s) = value.cast::<PyString>() else {
+        return Err(PyTypeError::new_err(format!("must be str, not {}", type_name(value))));
+    };
     if let Ok(text) = s.to_str()
         && text.is_ascii()
     {
@@ -157,14 +144,9 @@ fn latin1<'a>(s: &'a Bound<'_, PyString>) -> PyResult<Cow<'a, [u8]>> {
     Ok(Cow::Owned(bytes.cast::<PyBytes>()?.as_bytes().to_vec()))
 }
 
-/// Control characters of a field value or reason phrase; a tab is white space.
-fn is_control(b: u8) -> bool {
-    b < 0x20 && b != b'\t' || b == 0x7f
-}
-
-/// RFC 9110 tchar.
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+/// A ValueError that shows the value as Python would show the bytes.
+fn wrong(what: &str, value: &[u8]) -> PyErr {
+    PyValueError::new_err(format!("{what}: b'{}'", value.escape_ascii()))
 }
 
 /// The name of an object's type, for messages.

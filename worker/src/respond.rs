@@ -97,12 +97,26 @@ impl<'py> Response<'_, 'py> {
                 }
             }
         } else if let Ok(tuple) = result.cast_exact::<PyTuple>() {
-            let Some(()) = join(&mut joined, tuple.iter())? else { return Ok(None) };
-            &joined
+            match tuple.len() {
+                1 => {
+                    single = tuple.get_item(0).map_err(application)?;
+                    block(&single)?
+                }
+                _ => {
+                    let Some(()) = join(&mut joined, tuple.iter())? else { return Ok(None) };
+                    &joined
+                }
+            }
         } else {
             return Ok(None);
         };
-        if data.len() > limits::MAX_DATA || self.call.get().head_sent() {
+        if self.call.get().head_sent() {
+            return Ok(None);
+        }
+        if data.len() > limits::MAX_DATA {
+            // One item, for join() stops before: several frames, but their sum is known.
+            let length = data.len() as u64;
+            self.call.get().with_head(|head| head.declare_length(length));
             return Ok(None);
         }
         self.out.clear();
@@ -239,7 +253,7 @@ fn block<'a>(item: &'a Bound<'_, PyAny>) -> Result<&'a [u8], (AbortReason, PyErr
     match item.cast::<PyBytes>() {
         Ok(bytes) => Ok(bytes.as_bytes()),
         Err(_) => {
-            let text = format!("sequence of byte strings expected, value of type {} found", head::type_name(item));
+            let text = format!("response iterable must yield bytes, not {}", head::type_name(item));
             Err((AbortReason::Protocol, PyTypeError::new_err(text)))
         }
     }
