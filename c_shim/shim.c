@@ -66,3 +66,9 @@ int mwr_rejects_path_info(const request_rec *r)
 {
     return r->used_path_info == AP_REQ_REJECT_PATH_INFO;
 }
+
+int mwr_cgi_passes_authorization(request_rec *r)
+{
+    core_dir_config *d = ap_get_core_module_config(r->per_dir_config);
+    return d->cgi_pass_auth == AP_CGI_PASS_AUTH_ON;
+}

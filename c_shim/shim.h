@@ -43,5 +43,7 @@ int mwr_module_magic_minor(void);
 int mwr_enable_sendfile(request_rec *r);
 /* AcceptPathInfo: 1 = path info is refused. */
 int mwr_rejects_path_info(const request_rec *r);
+/* CGIPassAuth of the request's place. */
+int mwr_cgi_passes_authorization(request_rec *r);
 
 #endif

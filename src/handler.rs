@@ -328,10 +328,14 @@ fn build(
     for (name, value) in headers.iter() {
         let hidden = match name.len() {
             6 => name.eq_ignore_ascii_case(b"Expect"),
-            13 => !route.pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
+            13 => {
+                name.eq_ignore_ascii_case(b"Authorization")
+                    && !route.pass_authorization
+                    && !r.cgi_passes_authorization()
+            }
             // The body is presented whole, with its length.
             17 => name.eq_ignore_ascii_case(b"Transfer-Encoding"),
-            19 => !route.pass_authorization && name.eq_ignore_ascii_case(b"Proxy-Authorization"),
+            19 => name.eq_ignore_ascii_case(b"Proxy-Authorization") && !r.cgi_passes_authorization(),
             _ => false,
         };
         if !hidden {
@@ -392,6 +396,12 @@ fn build(
     b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));
     if let Some(id) = r.log_id() {
         b.known(keys::MW_REQUEST_ID, id);
+    }
+    if let Some(id) = r.connection_log_id() {
+        b.known(keys::MW_CONNECTION_ID, id);
+    }
+    if let Some(handler) = r.handler() {
+        b.known(keys::MW_REQUEST_HANDLER, handler);
     }
     b.known(keys::URL_SCHEME, if https { b"https" } else { b"http" });
     b.finish(match body {

@@ -75,8 +75,22 @@ impl<'r> Request<'r> {
     pub fn auth_type(&self) -> Option<&'r [u8]> {
         c_str(self.rec().ap_auth_type)
     }
+    /// The request's id in the error log (`%L`), made now if nothing has been logged yet.
     pub fn log_id(&self) -> Option<&'r [u8]> {
+        if self.rec().log_id.is_null() {
+            // SAFETY: this thread's live request and its connection; the hook's id lies in the request's pool.
+            unsafe { sys::ap_run_generate_log_id(self.rec().connection, self.raw, &raw mut (*self.raw).log_id) };
+        }
         c_str(self.rec().log_id)
+    }
+    /// The connection's id in the error log, if anything has been logged about it.
+    pub fn connection_log_id(&self) -> Option<&'r [u8]> {
+        c_str(self.conn().log_id)
+    }
+    /// CGIPassAuth of the request's place.
+    pub fn cgi_passes_authorization(&self) -> bool {
+        // SAFETY: live request, read only.
+        unsafe { sys::mwr_cgi_passes_authorization(self.raw) != 0 }
     }
     /// The request line as it came.
     pub fn the_request(&self) -> &'r [u8] {
