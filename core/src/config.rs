@@ -368,6 +368,7 @@ pub fn resolve(o: &GroupOptions, s: &Surroundings) -> Result<Group, GroupError> 
         shutdown_timeout: o.shutdown_timeout.unwrap_or(defaults::SHUTDOWN_TIMEOUT),
         application_idle: o.application_idle.unwrap_or(defaults::APPLICATION_IDLE),
         maximum_application_groups: limits(o).maximum_application_groups,
+        recycle: o.recycle.clone(),
         name,
     })
 }

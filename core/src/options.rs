@@ -1,5 +1,6 @@
 //! The options of WSGIDaemonProcess (httpd) and wsgi_daemon_process (nginx): one table makes parsing, checks and docs.
 
+use mod_wsgi_wire::control::Recycle;
 use std::collections::BTreeMap;
 
 /// Options of a daemon process group as written, before users, paths and defaults are resolved.
@@ -30,6 +31,8 @@ pub struct GroupOptions {
     pub application_idle: Option<f64>,
     pub maximum_application_groups: Option<u16>,
     pub no_new_privileges: Option<bool>,
+    /// When workers are replaced.
+    pub recycle: Recycle,
     /// mod_wsgi options that were given and have no effect in this version.
     pub without_effect: Vec<&'static str>,
 }
@@ -53,8 +56,37 @@ pub struct OptionSpec {
     /// What a value looks like.
     pub value: &'static str,
     pub default: &'static str,
+    pub express: Express,
     pub help: &'static str,
     set: fn(&mut GroupOptions, &str) -> Result<(), String>,
+}
+
+/// How the launcher has an option of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Express {
+    /// Not passed on: the launcher has none, or one of its own in `express/src/options.rs`.
+    No,
+    /// `--NAME`, with the same default.
+    Same,
+    /// `--NAME`, with this default.
+    Value(&'static str),
+}
+
+impl OptionSpec {
+    /// Its name in nginx's configuration.
+    pub fn nginx_name(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Whether it may be given more than once.
+    pub fn repeatable(&self) -> bool {
+        matches!(self.name, "env" | "env-file" | "health-check-path" | "python-path")
+    }
+
+    /// Whether `value` may be given; the error says what may.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        (self.set)(&mut GroupOptions::default(), value)
+    }
 }
 
 fn whole(v: &str, min: u32, max: u32) -> Result<u32, String> {
@@ -69,6 +101,35 @@ fn seconds(v: &str) -> Result<f64, String> {
         Ok(n) if n.is_finite() && (0.0..=31_536_000.0).contains(&n) => Ok(n),
         _ => Err("must be a number of seconds from 0 to 31536000".to_owned()),
     }
+}
+
+/// Seconds of which 0 means never; a tenth at least, so that no slip of the pen makes workers come and go all the time.
+fn interval(v: &str) -> Result<f64, String> {
+    match seconds(v)? {
+        n if n == 0.0 || n >= 0.1 => Ok(n),
+        _ => Err("must be 0, or at least 0.1 seconds".to_owned()),
+    }
+}
+
+fn count(v: &str) -> Result<u64, String> {
+    v.parse::<u64>().ok().filter(|n| *n <= 1 << 53).ok_or_else(|| "must be a whole number from 0 to 2^53".to_owned())
+}
+
+/// Bytes, with K, M or G for their multiples of 1024; 0 or at least 1 MiB.
+fn bytes(v: &str) -> Result<u64, String> {
+    let wrong = || "must be bytes, or a number with K, M or G; 0 or from 1M to 1024G".to_owned();
+    let (digits, shift) = match v.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&v[..at], 10),
+        Some((at, 'm' | 'M')) => (&v[..at], 20),
+        Some((at, 'g' | 'G')) => (&v[..at], 30),
+        _ => (v, 0),
+    };
+    let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(wrong)?;
+    if n == 0 || (1 << 20..=1 << 40).contains(&n) { Ok(n) } else { Err(wrong()) }
+}
+
+fn url_path(v: &str) -> Result<String, String> {
+    if v.starts_with('/') { text(v) } else { Err("must be a decoded URL path that begins with a slash".to_owned()) }
 }
 
 fn switch(v: &str) -> Result<bool, String> {
@@ -100,65 +161,89 @@ pub(crate) fn is_variable_name(k: &str) -> bool {
     c.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_') && c.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
+use Express::{No, Same};
+
 macro_rules! options {
-    ($($name:literal $value:literal $default:literal $help:literal $set:expr;)*) => {
+    ($($name:literal $value:literal $default:literal $express:expr, $help:literal $set:expr;)*) => {
         /// Every option, in the order of the documentation.
         pub const TABLE: &[OptionSpec] =
-            &[$(OptionSpec { name: $name, value: $value, default: $default, help: $help, set: $set }),*];
+            &[$(OptionSpec { name: $name, value: $value, default: $default, express: $express, help: $help, set: $set }),*];
     };
 }
 
 options! {
-    "processes" "1..500" "1" "Worker processes. `wsgi.multiprocess` is True when the option is given, as in mod_wsgi."
+    "processes" "1..500" "1" No, "Worker processes. `wsgi.multiprocess` is True when the option is given, as in mod_wsgi."
         |o, v| { o.processes = Some(whole(v, 1, 500)? as u16); Ok(()) };
-    "threads" "1..4096" "15" "Serving threads of each worker."
+    "threads" "1..4096" "15" No, "Serving threads of each worker."
         |o, v| { o.threads = Some(whole(v, 1, 4096)? as u16); Ok(()) };
-    "user" "name or #uid" "the server's User" "User the workers run as, where the server is started as root. Uid 0 is refused."
+    "user" "name or #uid" "the server's User" No, "User the workers run as, where the server is started as root. Uid 0 is refused."
         |o, v| { o.user = Some(text(v)?); Ok(()) };
-    "group" "name or #gid" "the user's primary group, else the server's Group" "Group the workers run as, where the server is started as root."
+    "group" "name or #gid" "the user's primary group, else the server's Group" No, "Group the workers run as, where the server is started as root."
         |o, v| { o.group = Some(text(v)?); Ok(()) };
-    "supplementary-groups" "name,name" "those of the user" "Replaces the user's supplementary groups."
+    "supplementary-groups" "name,name" "those of the user" No, "Replaces the user's supplementary groups."
         |o, v| { o.supplementary_groups = Some(v.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect()); Ok(()) };
-    "umask" "octal, 0000..0777" "0022" "File mode creation mask of the workers."
+    "umask" "octal, 0000..0777" "0022" No, "File mode creation mask of the workers."
         |o, v| { o.umask = Some(u32::from_str_radix(v, 8).ok().filter(|n| *n <= 0o777).ok_or("must be octal, from 0000 to 0777")?); Ok(()) };
-    "home" "directory" "the user's home where the user differs from the server's, else unchanged" "Working directory; also first on sys.path when given."
+    "home" "directory" "the user's home where the user differs from the server's, else unchanged" No, "Working directory; also first on sys.path when given."
         |o, v| { o.home = Some(absolute(v)?); Ok(()) };
-    "lang" "locale name" "inherited" "LANG of the workers."
+    "lang" "locale name" "inherited" No, "LANG of the workers."
         |o, v| { o.lang = Some(text(v)?); Ok(()) };
-    "locale" "locale name" "inherited" "LC_ALL of the workers."
+    "locale" "locale name" "inherited" No, "LC_ALL of the workers."
         |o, v| { o.locale = Some(text(v)?); Ok(()) };
-    "python-home" "directory" "WSGIPythonHome, else /usr" "Virtual environment or installation whose interpreter (bin/python, bin/python3, highest bin/python3.N) runs the group."
+    "python-home" "directory" "WSGIPythonHome, else /usr" No, "Virtual environment or installation whose interpreter (bin/python, bin/python3, highest bin/python3.N) runs the group."
         |o, v| { o.python_home = Some(absolute(v)?); Ok(()) };
-    "python" "file" "found in python-home" "The interpreter itself, instead of python-home."
+    "python" "file" "found in python-home" No, "The interpreter itself, instead of python-home."
         |o, v| { o.python = Some(absolute(v)?); Ok(()) };
-    "python-path" "dir:dir" "empty" "Directories put at the front of sys.path; their .pth files are processed."
+    "python-path" "dir:dir" "empty" No, "Directories put at the front of sys.path; their .pth files are processed."
         |o, v| { o.python_path.extend(v.split(':').filter(|s| !s.is_empty()).map(str::to_owned)); Ok(()) };
-    "display-name" "text or %{GROUP}" "the interpreter's command line" "Name of the workers in ps and top; %{GROUP} is (wsgi:NAME)."
+    "display-name" "text or %{GROUP}" "the interpreter's command line" No, "Name of the workers in ps and top; %{GROUP} is (wsgi:NAME)."
         |o, v| { o.display_name = Some(text(v)?); Ok(()) };
-    "env" "NAME=VALUE" "none" "Environment variable of the workers; may be given again for another name."
+    "env" "NAME=VALUE" "none" No, "Environment variable of the workers; may be given again for another name."
         |o, v| { let (k, v) = variable(v)?; o.env.insert(k, v); Ok(()) };
-    "env-file" "file" "none" "File of NAME=VALUE lines, read at each start and restart of the server; # begins a comment line."
+    "env-file" "file" "none" No, "File of NAME=VALUE lines, read at each start and restart of the server; # begins a comment line."
         |o, v| { o.env_file.push(absolute(v)?); Ok(()) };
-    "environment" "inherit or clean" "inherit" "What workers start from: the server's environment less a deny list, or PATH, LANG and TZ only."
+    "environment" "inherit or clean" "inherit" No, "What workers start from: the server's environment less a deny list, or PATH, LANG and TZ only."
         |o, v| { o.clean_environment = match v { "inherit" => false, "clean" => true, _ => return Err("must be inherit or clean".to_owned()) }; Ok(()) };
-    "queue-limit" "0..100000" "100, at most half of the server's request threads" "Requests of an application group that may wait for a thread; beyond it 503 with Retry-After."
+    "queue-limit" "0..100000" "100, at most half of the server's request threads" Same, "Requests of an application group that may wait for a thread; beyond it 503 with Retry-After."
         |o, v| { o.queue_limit = Some(whole(v, 0, 100_000)?); Ok(()) };
-    "listen-backlog" "0..100000" "see queue-limit" "mod_wsgi's name of queue-limit."
+    "listen-backlog" "0..100000" "see queue-limit" No, "mod_wsgi's name of queue-limit."
         |o, v| { o.queue_limit = Some(whole(v, 0, 100_000)?); Ok(()) };
-    "queue-timeout" "seconds, 0 = never" "45" "Longest wait of a request for a thread; then 504."
+    "queue-timeout" "seconds, 0 = never" "45" Same, "Longest wait of a request for a thread; then 504."
         |o, v| { o.queue_timeout = Some(seconds(v)?); Ok(()) };
-    "startup-timeout" "seconds, 0 = never" "15" "Longest time from the start of a worker to its readiness."
+    "startup-timeout" "seconds, 0 = never" "15" Same, "Longest time from the start of a worker to its readiness."
         |o, v| { o.startup_timeout = Some(seconds(v)?); Ok(()) };
-    "graceful-timeout" "seconds" "15" "Time a replaced worker has to finish its requests."
+    "graceful-timeout" "seconds" "15" Same, "Time a replaced worker has to finish its requests."
         |o, v| { o.graceful_timeout = Some(seconds(v)?); Ok(()) };
-    "shutdown-timeout" "seconds" "5" "Time a worker has for its exit handlers before it is killed."
+    "shutdown-timeout" "seconds" "5" Same, "Time a worker has for its exit handlers before it is killed."
         |o, v| { o.shutdown_timeout = Some(seconds(v)?); Ok(()) };
-    "application-idle" "seconds, 0 = never" "600" "Workers of an application group other than %{GLOBAL} end after this time without a request."
+    "application-idle" "seconds, 0 = never" "600" No, "Workers of an application group other than %{GLOBAL} end after this time without a request."
         |o, v| { o.application_idle = Some(seconds(v)?); Ok(()) };
-    "maximum-application-groups" "0..1000" "32" "Application groups other than %{GLOBAL} that may have workers at once; beyond it 503."
+    "maximum-application-groups" "0..1000" "32" No, "Application groups other than %{GLOBAL} that may have workers at once; beyond it 503."
         |o, v| { o.maximum_application_groups = Some(whole(v, 0, 1000)? as u16); Ok(()) };
-    "no-new-privileges" "On or Off" "Off" "prctl(PR_SET_NO_NEW_PRIVS) for the workers: set-user-ID programs such as sendmail and sudo stop working."
+    "no-new-privileges" "On or Off" "Off" No, "prctl(PR_SET_NO_NEW_PRIVS) for the workers: set-user-ID programs such as sendmail and sudo stop working."
         |o, v| { o.no_new_privileges = Some(switch(v)?); Ok(()) };
+    "maximum-requests" "whole number, 0 = never" "0" Same, "Requests after which a worker is replaced."
+        |o, v| { o.recycle.maximum_requests = count(v)?; Ok(()) };
+    "maximum-requests-jitter" "whole number" "0" Same, "Each worker serves a random number of up to so many requests more, so that not all are due at once."
+        |o, v| { o.recycle.maximum_requests_jitter = count(v)?; Ok(()) };
+    "health-check-path" "URL path" "none" Same, "Requests for exactly this path (without the query) count neither for maximum-requests nor as activity; may be given again."
+        |o, v| { o.recycle.health_check_path.push(url_path(v)?); Ok(()) };
+    "restart-interval" "seconds, 0 = never" "0" Same, "Age at which a worker is replaced."
+        |o, v| { o.recycle.restart_interval = interval(v)?; Ok(()) };
+    "restart-interval-jitter" "seconds" "0" Same, "Each worker lives a random time of up to so much longer."
+        |o, v| { o.recycle.restart_interval_jitter = seconds(v)?; Ok(()) };
+    "inactivity-timeout" "seconds, 0 = never" "0" Same, "A worker that has served a request is replaced after this time without another."
+        |o, v| { o.recycle.inactivity_timeout = interval(v)?; Ok(()) };
+    "cpu-time-limit" "seconds, 0 = never" "0" Same, "Processor time, user and system, after which a worker is replaced. No signal reaches the application."
+        |o, v| { o.recycle.cpu_time_limit = interval(v)?; Ok(()) };
+    "max-rss" "bytes (K, M, G), 0 = never" "0" Same, "Resident memory at which a worker is replaced. In a container: stay well below its limit."
+        |o, v| { o.recycle.max_rss = bytes(v)?; Ok(()) };
+    "memory-limit" "bytes (K, M, G), 0 = none" "0" Same, "RLIMIT_DATA of the workers: beyond it allocations fail (MemoryError), nothing is replaced; see max-rss."
+        |o, v| { o.recycle.memory_limit = bytes(v)?; Ok(()) };
+    "virtual-memory-limit" "bytes (K, M, G), 0 = none" "0" Same, "RLIMIT_AS of the workers, likewise."
+        |o, v| { o.recycle.virtual_memory_limit = bytes(v)?; Ok(()) };
+    "reload-surge" "0..500" "1" Same, "Workers that may run besides the wanted number while others are replaced. 0 = the old one ends first, and requests wait."
+        |o, v| { o.recycle.surge = whole(v, 0, 500)? as u16; Ok(()) };
 }
 
 /// Options of mod_wsgi that are accepted, so that an existing configuration loads, but do nothing in this version; each
@@ -167,21 +252,16 @@ pub const WITHOUT_EFFECT: &[&str] = &[
     "chroot",
     "connect-timeout",
     "cpu-priority",
-    "cpu-time-limit",
     "deadlock-timeout",
     "eviction-timeout",
     "header-buffer-size",
-    "inactivity-timeout",
     "interrupt-timeout",
-    "maximum-requests",
-    "memory-limit",
     "python-eggs",
     "receive-buffer-size",
     "request-timeout",
     "response-buffer-size",
     "response-flush-delay",
     "response-socket-timeout",
-    "restart-interval",
     "script-group",
     "script-user",
     "send-buffer-size",
@@ -190,7 +270,6 @@ pub const WITHOUT_EFFECT: &[&str] = &[
     "socket-user",
     "stack-size",
     "switch-interval",
-    "virtual-memory-limit",
 ];
 
 /// Reads `NAME option=value …`. Errors name option, value and what is allowed.
@@ -277,8 +356,21 @@ mod tests {
 
     #[test]
     fn options_of_mod_wsgi_load_and_are_remembered() {
-        let o = parse_text("x maximum-requests=100 request-timeout=60").unwrap();
-        assert_eq!(o.without_effect, ["maximum-requests", "request-timeout"]);
+        let o = parse_text("x server-metrics=on request-timeout=60").unwrap();
+        assert_eq!(o.without_effect, ["server-metrics", "request-timeout"]);
+    }
+
+    #[test]
+    fn sizes_and_intervals() {
+        let o =
+            parse_text("x max-rss=300M memory-limit=1G restart-interval=0.5 health-check-path=/a health-check-path=/b");
+        let r = o.unwrap().recycle;
+        assert_eq!((r.max_rss, r.memory_limit, r.restart_interval, r.surge), (300 << 20, 1 << 30, 0.5, 1));
+        assert_eq!(r.health_check_path, ["/a", "/b"]);
+        for bad in ["max-rss=300", "max-rss=1T", "max-rss=-1", "restart-interval=0.01", "maximum-requests=1e3"] {
+            assert!(parse_text(&format!("x {bad}")).is_err(), "{bad}");
+        }
+        assert!(parse_text("x health-check-path=live").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `MWR_WRITE_DOCS=1 cargo test -p mod-wsgi-core` (which `make docs` runs) writes them; else they are compared.
 
 use mod_wsgi_core::directives::{self, Context, Directive, Effect};
-use mod_wsgi_core::options::{self, defaults};
+use mod_wsgi_core::options::{self, Express, defaults};
 use std::fmt::Write;
 
 fn check(name: &str, text: &str) {
@@ -72,11 +72,19 @@ fn options_page() -> String {
         A value with blanks stands in quotes, either all of it (`\"display-name=my blog\"`) or behind the equals sign. \
         Applications without `WSGIProcessGroup` run in an automatic group, whose options are the defaults, but with as many \
         processes as there are processors, at most 4.\n\n\
-        | option | value | default | meaning |\n|---|---|---|---|\n"
+        The column express says what `mod-wsgi-rs express` writes: where it is not empty there is `--OPTION` with that default; \
+        express has options of its own for what is left empty. In nginx's configuration the names have underscores.\n\n\
+        | option | nginx | value | default | express | meaning |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for o in options::TABLE {
         let (value, default, help) = (cell(o.value), cell(o.default), cell(o.help));
-        writeln!(out, "| `{}` | {value} | {default} | {help} |", o.name).unwrap();
+        let express = match o.express {
+            Express::No => "",
+            Express::Same => o.default,
+            Express::Value(v) => v,
+        };
+        let nginx = o.nginx_name();
+        writeln!(out, "| `{}` | `{nginx}` | {value} | {default} | {} | {help} |", o.name, cell(express)).unwrap();
     }
     out += "\n## Accepted, without effect in this version\n\n\
         These options of mod_wsgi load, and are named in a warning (MWR0105) at start:\n\n";

@@ -3,6 +3,8 @@
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use mod_wsgi_core::options::{self as daemon, Express};
+use std::sync::LazyLock;
 
 /// What an option's value is.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +19,8 @@ pub enum Kind {
     Number(u64, u64),
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// An option of WSGIDaemonProcess, passed on; what it may be is said here.
+    Daemon(&'static str),
 }
 
 /// Part of the help and of docs/express.md.
@@ -24,6 +28,7 @@ pub enum Kind {
 pub enum Section {
     Listening,
     Capacity,
+    Life,
     Application,
     Python,
     Static,
@@ -34,11 +39,12 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [Section; 9] = [
+    const ALL: [Section; 10] = [
         Section::Application,
         Section::Python,
         Section::Listening,
         Section::Capacity,
+        Section::Life,
         Section::Static,
         Section::Limits,
         Section::User,
@@ -50,6 +56,7 @@ impl Section {
         match self {
             Section::Listening => "Listening",
             Section::Capacity => "Capacity",
+            Section::Life => "Life of the Python processes",
             Section::Application => "Application",
             Section::Python => "Python",
             Section::Static => "Static files",
@@ -62,7 +69,7 @@ impl Section {
 }
 
 /// One row of the table.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Opt {
     /// Long name without the dashes.
     pub name: &'static str,
@@ -106,8 +113,23 @@ impl Opt {
     }
 }
 
-/// The table.
-pub const OPTIONS: &[Opt] = &[
+/// The table, and behind it what comes from that of WSGIDaemonProcess.
+pub static OPTIONS: LazyLock<Vec<Opt>> = LazyLock::new(|| OWN.iter().copied().chain(passed_on()).collect());
+
+/// The options of WSGIDaemonProcess that are options here too.
+fn passed_on() -> impl Iterator<Item = Opt> {
+    daemon::TABLE.iter().filter_map(|o| {
+        let default = match o.express {
+            Express::No => return None,
+            Express::Same => o.default,
+            Express::Value(v) => v,
+        };
+        let row = opt(o.name, Kind::Daemon(o.value), &["VALUE"], Section::Life).default(default).help(o.help);
+        Some(if o.repeatable() { row.repeatable() } else { row })
+    })
+}
+
+const OWN: &[Opt] = &[
     opt("callable-object", Kind::Text, &["NAME"], Section::Application)
         .default("application")
         .help("Name of the WSGI callable in the script or module."),
@@ -204,6 +226,9 @@ fn full_help(o: &Opt) -> String {
             h => format!(" [{low} to {h}{}]", unit(o)),
         });
     }
+    if let Kind::Daemon(value) = o.kind {
+        text.push_str(&format!(" [{value}]"));
+    }
     text
 }
 
@@ -243,6 +268,13 @@ pub fn command(name: &'static str) -> Command {
                 Kind::Text | Kind::Path => ValueParser::string(),
                 Kind::Number(low, high) => RangedU64ValueParser::<u64>::new().range(low..=high).into(),
                 Kind::Choice(words) => PossibleValuesParser::new(words).into(),
+                Kind::Daemon(_) => {
+                    let spec = daemon::TABLE.iter().find(|d| d.name == o.name);
+                    ValueParser::new(move |text: &str| match spec.map(|s| s.check(text)) {
+                        Some(Err(why)) => Err(why),
+                        _ => Ok(text.to_owned()),
+                    })
+                }
             };
             let mut arg = Arg::new(o.name).long(o.name).help(wrap(&full_help(o), 76)).help_heading(section.title());
             arg = match o.kind {
@@ -291,6 +323,18 @@ impl Values<'_> {
     pub fn texts(&self, name: &str) -> Vec<String> {
         self.0.get_many::<String>(name).into_iter().flatten().cloned().collect()
     }
+    /// What WSGIDaemonProcess gets: what was given, and defaults that are not its own.
+    pub fn daemon(&self) -> Vec<(&'static str, String)> {
+        let mut out = Vec::new();
+        for spec in daemon::TABLE.iter().filter(|s| s.express != Express::No) {
+            let given = self.texts(spec.name);
+            match spec.express {
+                Express::Value(default) if given.is_empty() => out.push((spec.name, default.to_owned())),
+                _ => out.extend(given.into_iter().map(|value| (spec.name, value))),
+            }
+        }
+        out
+    }
     /// Each occurrence of an option with two values.
     pub fn pairs(&self, name: &str) -> Vec<(String, String)> {
         self.texts(name).chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
@@ -316,6 +360,7 @@ fn document() -> String {
                 }
                 Kind::Number(low, high) => out.push_str(&format!("- Values: {low} to {high}{}\n", unit(o))),
                 Kind::Choice(words) => out.push_str(&format!("- Values: {}\n", words.join(", "))),
+                Kind::Daemon(value) => out.push_str(&format!("- Values: {value}\n")),
                 Kind::Flag | Kind::Text | Kind::Path => {}
             }
             if !o.default.is_empty() {
@@ -340,7 +385,7 @@ mod tests {
     #[test]
     fn the_table_makes_a_sound_command() {
         command("express").debug_assert();
-        for o in OPTIONS {
+        for o in OPTIONS.iter() {
             assert!(!o.help.is_empty() && o.help.ends_with(['.', ')']), "--{}: help", o.name);
             assert_eq!(matches!(o.kind, Kind::Flag), o.values.is_empty(), "--{}: values", o.name);
             match o.kind {
@@ -349,7 +394,7 @@ mod tests {
                     assert!((low..=high).contains(&default), "--{}: default", o.name);
                 }
                 Kind::Choice(words) => assert!(words.contains(&o.default), "--{}: default", o.name),
-                Kind::Flag | Kind::Text | Kind::Path => {}
+                Kind::Flag | Kind::Text | Kind::Path | Kind::Daemon(_) => {}
             }
         }
     }
@@ -365,6 +410,17 @@ mod tests {
         assert!(v.flag("access-log") && !v.flag("setup-only"));
         assert_eq!((v.text_or_default("log-level").as_str(), v.text_or_default("server").as_str()), ("info", "auto"));
         assert_eq!(v.text("host"), None);
+    }
+
+    #[test]
+    fn options_of_the_daemon_process_are_checked_and_passed_on() {
+        let line = "express a.wsgi --maximum-requests 500 --health-check-path /a --health-check-path /b";
+        let m = command("express").try_get_matches_from(line.split(' ')).unwrap();
+        let given = Values(&m).daemon();
+        let has = |name, value: &str| given.contains(&(name, value.to_owned()));
+        assert!(has("maximum-requests", "500") && has("health-check-path", "/a") && has("health-check-path", "/b"));
+        let wrong = command("express").try_get_matches_from(["express", "a.wsgi", "--max-rss", "5"]).unwrap_err();
+        assert!(wrong.to_string().contains("from 1M to 1024G"), "{wrong}");
     }
 
     #[test]

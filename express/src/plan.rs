@@ -32,6 +32,8 @@ pub struct Plan {
     /// `None`: not given, one process and wsgi.multiprocess false.
     pub processes: Option<u64>,
     pub threads: u64,
+    /// Further options of WSGIDaemonProcess.
+    pub daemon: Vec<(&'static str, String)>,
     pub mount_point: String,
     pub working_directory: PathBuf,
     pub python_path: Vec<PathBuf>,
@@ -93,6 +95,7 @@ impl Plan {
             setenv: variables(values.pairs("setenv"))?,
             processes: values.given_number("processes"),
             threads: values.number("threads"),
+            daemon: values.daemon(),
             limit_request_body: values.number("limit-request-body"),
             access_log: values.flag("access-log"),
             log_to_terminal: values.flag("log-to-terminal"),

@@ -52,4 +52,6 @@ pub mod slot {
     pub const HEARTBEAT: usize = 9;
     /// Requests whose application raised.
     pub const ERRORS: usize = 10;
+    /// Requests among [`REQUESTS`] that do not count: health checks.
+    pub const ASIDE: usize = 11;
 }

@@ -369,6 +369,16 @@ impl Table {
         self.slot_word(s, slot::REQUESTS).load(Relaxed)
     }
 
+    /// A request of slot `s` that is about to finish does not count. Worker.
+    pub fn set_aside(&self, s: u16) {
+        self.slot_word(s, slot::ASIDE).fetch_add(1, Relaxed);
+    }
+
+    /// Requests of the present worker of slot `s` that do not count.
+    pub fn aside(&self, s: u16) -> u64 {
+        self.slot_word(s, slot::ASIDE).load(Relaxed)
+    }
+
     /// One beat of the worker's control thread.
     pub fn beat(&self, s: u16) {
         self.slot_word(s, slot::HEARTBEAT).fetch_add(1, Relaxed);

@@ -7,6 +7,7 @@ use mod_wsgi_wire::control::Group;
 use mod_wsgi_wire::plan::{ExecPlan, PLAN_VARIABLE, PROGRAM};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 use std::convert::Infallible;
@@ -73,6 +74,7 @@ pub fn run() -> Result<Infallible, Error> {
     // Less urgent than the server, and the first to go when memory is short. Both are best effort: containers may
     // forbid them, and nothing depends on them.
     let _ = raise_oom_score();
+    limit_memory(&group)?;
     if let Some(mask) = group.umask {
         umask(Mode::from_bits_truncate(mask & 0o777));
     }
@@ -102,6 +104,17 @@ fn raise_oom_score() -> std::io::Result<()> {
     let path = "/proc/self/oom_score_adj";
     let now: i32 = std::fs::read_to_string(path)?.trim().parse().unwrap_or(0);
     std::fs::write(path, (now + 200).min(1000).to_string())
+}
+
+/// memory-limit and virtual-memory-limit. Root may raise a limit again, so soft and hard are both set.
+fn limit_memory(group: &Group) -> Result<(), Error> {
+    let (data, space) = (group.recycle.memory_limit, group.recycle.virtual_memory_limit);
+    for (resource, limit) in [(Resource::RLIMIT_DATA, data), (Resource::RLIMIT_AS, space)] {
+        if limit > 0 {
+            setrlimit(resource, limit, limit)?;
+        }
+    }
+    Ok(())
 }
 
 /// Groups, gid, uid, in this order; then a check that root cannot come back.

@@ -19,6 +19,7 @@ mod log;
 mod master;
 mod pool;
 mod recover;
+mod recycle;
 mod rundir;
 mod servers;
 mod status;

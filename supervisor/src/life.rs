@@ -110,7 +110,9 @@ impl Pool {
         match message {
             FromWorker::Log { level, text } => {
                 let starting = matches!(w.state, State::Starting { .. });
-                cx.log.line(level, pid, text.as_bytes(), starting);
+                if !(starting && w.quiet) {
+                    cx.log.line(level, pid, text.as_bytes(), starting);
+                }
                 if starting {
                     w.remember(text.as_bytes());
                 }
@@ -126,6 +128,7 @@ impl Pool {
                 w.python = python;
                 self.worker_ready(slot, now, cx);
             }
+            FromWorker::Spent => self.spent(slot, cx),
             FromWorker::Touched { script, mtime } => self.touched(script, mtime, cx),
         }
     }
@@ -158,17 +161,33 @@ impl Pool {
         if let Some(((script, _), error)) = errors.iter().find(|(key, _)| served(key)) {
             let text =
                 format!("MWR0308: {name} is not reloaded, {script:?} cannot be loaded; the old code goes on: {error}");
-            cx.log.event(Level::Error, &text);
+            if !(self.blocked && self.refusal == *error) {
+                cx.log.event(Level::Error, &text);
+            }
             self.blocked = true;
+            self.refusal = error.clone();
             self.exit(slot, now, "script_reload");
+            if self.ready() < self.target as usize {
+                // It was to take a dead worker's place: tried again, since the code may have been mended meanwhile.
+                let wait = self.backoff.fail(now).as_secs_f64();
+                let ready = self.ready();
+                let text = format!("{name} has {ready} of {} workers; one is tried again in {wait:.0} s", self.target);
+                cx.log.event(Level::Info, &text);
+            }
             return;
         }
+        let remembered: Vec<String> = match self.workers.get_mut(&slot) {
+            Some(w) if w.quiet => w.tail.iter().cloned().collect(),
+            _ => Vec::new(),
+        };
+        remembered.iter().for_each(|line| cx.log.line(Level::Warn, pid as u32, line.as_bytes(), true));
         if let Some(w) = self.workers.get_mut(&slot) {
             w.state = State::Ready;
+            w.quiet = false;
             w.ready = Some(now);
             w.tail.clear();
             self.table.open_rows(slot, w.generation);
-            self.failing = false;
+            (self.failing, self.blocked) = (false, false);
             let text = format!("worker {pid} of {name} is ready after {seconds:.2} s (Python {})", w.python);
             cx.log.event(Level::Info, &text);
         }

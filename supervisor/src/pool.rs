@@ -23,8 +23,6 @@ const SWEEP: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// Between two looks at everything else.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Workers more than wanted while a pool rolls.
-const SURGE: usize = 1;
 /// This long without a failure, and failures are forgotten.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long rows of a pool that ends are waited for.
@@ -78,6 +76,8 @@ pub struct Pool {
     pub failing: bool,
     /// The present epoch cannot load what the ready workers serve: no start until something changes.
     pub blocked: bool,
+    /// The traceback that blocks it.
+    pub refusal: String,
     /// Scripts that workers have loaded, with their callables.
     pub scripts: BTreeSet<(String, String)>,
     /// Last reported modification time of touched scripts.
@@ -151,6 +151,7 @@ impl Pool {
             deaths: Vec::new(),
             failing: false,
             blocked: false,
+            refusal: String::new(),
             scripts: BTreeSet::new(),
             touched: BTreeMap::new(),
             roll_reason: "graceful_signal",
@@ -302,6 +303,7 @@ impl Pool {
                 self.end(Ending::Graceful, now);
             }
         }
+        self.step_recycle(now, cx, &mut next);
         self.step_demand(now, &mut next);
         self.step_size(now, cx);
         if let Some(until) = self.backoff.until(now) {
@@ -423,27 +425,42 @@ impl Pool {
             return;
         }
         let target = self.target as usize;
-        if self.retired.is_none() && self.backoff.until(now).is_none() && !(self.blocked && self.ready() > 0) {
-            loop {
-                let current = |w: &&Worker| matches!(w.state, State::Starting { .. } | State::Ready);
-                let total = self.workers.values().filter(current).count();
-                let fresh = self.workers.values().filter(current).filter(|w| w.epoch == self.epoch).count();
-                let surge = if total > fresh { SURGE } else { 0 };
-                if fresh >= target || total >= target + surge || cx.starting >= cx.max_starting {
-                    break;
-                }
-                if !self.start(now, cx) {
-                    break;
-                }
-                cx.starting += 1;
+        let surge = self.group.recycle.surge as usize;
+        if self.retired.is_some() {
+            return;
+        }
+        while self.backoff.until(now).is_none() {
+            let current = |w: &&Worker| matches!(w.state, State::Starting { .. } | State::Ready);
+            let total = self.workers.values().filter(current).count();
+            let fresh = self.workers.values().filter(current).filter(|w| w.is_fresh(self.epoch)).count();
+            // What cannot be loaded is not tried beside workers that serve, only in the place of one that has died.
+            let surge = if total > fresh && !self.blocked { surge } else { 0 };
+            let may_start = cx.starting < cx.max_starting;
+            if fresh >= target || total >= target + surge || !may_start || !self.start(now, cx) {
+                break;
+            }
+            cx.starting += 1;
+        }
+        while self.ready() > target {
+            self.drain_oldest(now, target == 0);
+        }
+        if surge == 0 && self.ready() == target && !self.blocked && self.backoff.until(now).is_none() {
+            // The old one ends first, and only one at a time: its place is taken before the next one goes.
+            let leaving = |w: &Worker| matches!(w.state, State::Draining { .. } | State::Exiting { .. });
+            let stale = self.workers.values().any(|w| w.state == State::Ready && !w.is_fresh(self.epoch));
+            if stale && !self.workers.values().any(leaving) {
+                self.drain_oldest(now, false);
             }
         }
-        while self.retired.is_none() && self.ready() > target {
-            let oldest = self.workers.values().filter(|w| w.state == State::Ready).min_by_key(|w| (w.epoch, w.started));
-            let Some(slot) = oldest.map(|w| w.slot) else { break };
-            let reason = if target == 0 { "inactivity_timeout" } else { self.roll_reason };
-            self.drain(slot, now, reason);
-        }
+    }
+
+    /// Drains the ready worker that has most reason to go.
+    fn drain_oldest(&mut self, now: Instant, idle: bool) {
+        let ready = self.workers.values().filter(|w| w.state == State::Ready);
+        let oldest = ready.min_by_key(|w| (w.is_fresh(self.epoch), w.epoch, w.started));
+        let Some((slot, due)) = oldest.map(|w| (w.slot, w.life.due)) else { return };
+        let reason = if idle { "inactivity_timeout" } else { due.unwrap_or(self.roll_reason) };
+        self.drain(slot, now, reason);
     }
 
     fn publish(&mut self) {

@@ -132,3 +132,15 @@ pub fn local_time(seconds: i64) -> (i32, usize, i32, usize, i32, i32, i32) {
     let (month, weekday) = (tm.tm_mon.clamp(0, 11) as usize, tm.tm_wday.clamp(0, 6) as usize);
     (tm.tm_year + 1900, month, tm.tm_mday, weekday, tm.tm_hour, tm.tm_min, tm.tm_sec)
 }
+
+/// Clock ticks of /proc a second.
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: sysconf only reads a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
+}
+
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf only reads a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1)
+}

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::held::{ProcessId, WORKER, WorkerRecord};
 use crate::log::Lines;
 use crate::pool::Pool;
+use crate::recycle::Lifetime;
 use crate::timer::seconds;
 use mod_wsgi_wire::control::{Preload, ToWorker};
 use mod_wsgi_wire::frame::Level;
@@ -122,6 +123,8 @@ pub struct Worker {
     pub outputs: [Option<Output>; 2],
     pub state: State,
     pub started: Instant,
+    /// When it is to be replaced.
+    pub life: Lifetime,
     pub ready: Option<Instant>,
     /// What the interpreter said about itself.
     pub python: String,
@@ -129,6 +132,9 @@ pub struct Worker {
     pub reason: String,
     /// It failed rather than being asked to leave.
     pub failed: Option<String>,
+    /// It takes the place of a worker that has died, with code that could not be loaded before: the same traceback is
+    /// not logged again.
+    pub quiet: bool,
     /// Scripts it was told to load before it is ready.
     pub load_set: Vec<Preload>,
     pub loaded: BTreeMap<(String, String), Loaded>,
@@ -171,6 +177,7 @@ impl Worker {
         let record = WorkerRecord { pool: pool.id, slot, generation, process };
         cx.hold(&record_key(pool.id, slot), &record, &[out.as_fd(), err.as_fd()]);
         let load_set = pool.load_set();
+        let life = Lifetime::draw(&group.recycle);
         let plan = ExecPlan {
             group: (**group).clone(),
             worker_dir: cx.worker_dir.to_string_lossy().into_owned(),
@@ -192,6 +199,8 @@ impl Worker {
                 startup_timeout: group.startup_timeout,
                 shutdown_timeout: group.shutdown_timeout,
                 orphan_timeout: ORPHAN_TIMEOUT,
+                maximum_requests: life.requests,
+                health_check_path: group.recycle.health_check_path.clone(),
                 fds: WorkerFds::default(),
             },
         };
@@ -208,10 +217,12 @@ impl Worker {
                 until: (group.startup_timeout > 0.0).then(|| now + seconds(group.startup_timeout)),
             },
             started: now,
+            life,
             ready: None,
             python: String::new(),
             reason: String::new(),
             failed: None,
+            quiet: pool.blocked,
             load_set,
             loaded: BTreeMap::new(),
             tail: VecDeque::new(),

@@ -3,7 +3,7 @@
 
 use mod_wsgi_scoreboard::{Shape, Table};
 use mod_wsgi_supervisor::channel::Channel;
-use mod_wsgi_wire::control::{Config, FromSupervisor, Group, Preload, RefusedReason, Secret, ToSupervisor};
+use mod_wsgi_wire::control::{Config, FromSupervisor, Group, Preload, Recycle, RefusedReason, Secret, ToSupervisor};
 use mod_wsgi_wire::frame::Level;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid, geteuid};
@@ -113,6 +113,7 @@ impl House {
             shutdown_timeout: 2.0,
             application_idle: 600.0,
             maximum_application_groups: 2,
+            recycle: Recycle::default(),
         }
     }
 

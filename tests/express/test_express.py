@@ -284,3 +284,16 @@ def test_ctl_status(express) -> None:
         [str(product.binary()), "ctl", "status", "--help"], capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_options_of_the_daemon_process(express) -> None:
+    """L1: options of WSGIDaemonProcess are options of express: a worker is replaced after its requests."""
+    x: Express = express()
+    x.write("app.wsgi", "import os\n" + HELLO.replace('("hello "', '("%d " % os.getpid() + "hello "'))
+    x.start("app.wsgi", "--maximum-requests", "3", "--health-check-path", "/live")
+    first = x.get("/live").text
+    assert {x.get("/live").text for _ in range(5)} == {first}
+    wait_until(lambda: x.get().text.split()[0] != first.split()[0], 10, "the worker is replaced")
+    y: Express = express()
+    code, said = y.fail("app.wsgi", "--max-rss", "12")
+    assert code == 2 and "from 1M to 1024G" in said

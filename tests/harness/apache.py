@@ -4,6 +4,7 @@ nothing is left afterwards."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from . import http, procs, product
 from .log import Oracle
@@ -300,6 +302,26 @@ class Apache:
             if path.exists():
                 text += f"--- {path.name}\n" + path.read_text(errors="backslashreplace")[-size:]
         return text
+
+    def ctl(self, *args: str, ok: bool = True) -> str:
+        """`mod-wsgi-rs ctl` for this server: what it prints."""
+        directory = next(self.run.glob("**/ctl.sock")).parent
+        command = [str(product.binary()), "ctl", *args, "--run-directory", str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode == 0) == ok, f"{command}: {done.returncode} {done.stdout}{done.stderr}"
+        return done.stdout if ok else done.stderr
+
+    def pools(self) -> list[dict[str, Any]]:
+        """The pools of workers as `ctl status` has them."""
+        return json.loads(self.ctl("status", "--json"))["pools"]
+
+    def workers(self, group: str = "g") -> list[dict[str, Any]]:
+        """The workers of a group's %{GLOBAL} pools."""
+        return [w for p in self.pools() if p["group"] == group and not p["application"] for w in p["workers"]]
+
+    def ready(self, group: str = "g") -> set[int]:
+        """Process ids of its ready workers."""
+        return {w["pid"] for w in self.workers(group) if w["state"] == "ready"}
 
     @property
     def pid(self) -> int:

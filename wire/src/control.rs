@@ -92,6 +92,52 @@ pub struct Group {
     pub application_idle: f64,
     /// Application groups other than %{GLOBAL} that may exist at once.
     pub maximum_application_groups: u16,
+    /// When workers are replaced. Absent in records of an earlier version: never.
+    #[serde(default)]
+    pub recycle: Recycle,
+}
+
+/// When workers of a group are replaced although nothing has changed, and how. 0 = never.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recycle {
+    /// Requests a worker serves, and at most how many more of them.
+    pub maximum_requests: u64,
+    pub maximum_requests_jitter: u64,
+    /// Requests for these paths count neither as requests nor as activity.
+    pub health_check_path: Vec<String>,
+    /// Seconds a worker lives, and at most how many more of them.
+    pub restart_interval: f64,
+    pub restart_interval_jitter: f64,
+    /// Seconds without a request, after the first.
+    pub inactivity_timeout: f64,
+    /// Seconds of processor time.
+    pub cpu_time_limit: f64,
+    /// Bytes of resident memory.
+    pub max_rss: u64,
+    /// RLIMIT_DATA and RLIMIT_AS, bytes: they replace nothing, allocations fail.
+    pub memory_limit: u64,
+    pub virtual_memory_limit: u64,
+    /// Workers more than wanted while some are replaced; 0 = the old one ends first.
+    pub surge: u16,
+}
+
+impl Default for Recycle {
+    fn default() -> Recycle {
+        Recycle {
+            maximum_requests: 0,
+            maximum_requests_jitter: 0,
+            health_check_path: Vec::new(),
+            restart_interval: 0.0,
+            restart_interval_jitter: 0.0,
+            inactivity_timeout: 0.0,
+            cpu_time_limit: 0.0,
+            max_rss: 0,
+            memory_limit: 0,
+            virtual_memory_limit: 0,
+            surge: 1,
+        }
+    }
 }
 
 /// A script that is loaded before a worker is ready.
@@ -205,6 +251,8 @@ pub enum FromWorker {
     Loaded { script: String, callable: String, mtime: u64, error: Option<String> },
     /// A request's script has another modification time than the loaded one: the group should roll.
     Touched { script: String, mtime: u64 },
+    /// It has served as many requests as its plan allows.
+    Spent,
     /// A log record that belongs to no request.
     Log { level: Level, text: String },
 }

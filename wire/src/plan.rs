@@ -39,6 +39,12 @@ pub struct WorkerPlan {
     pub shutdown_timeout: f64,
     /// Seconds without a control connection after which the worker drains and ends.
     pub orphan_timeout: f64,
+    /// Requests after which it reports [`crate::control::FromWorker::Spent`]; 0 = never.
+    #[serde(default)]
+    pub maximum_requests: u64,
+    /// Requests for these paths do not count.
+    #[serde(default)]
+    pub health_check_path: Vec<String>,
     /// Descriptor numbers; filled in by `exec-worker`.
     pub fds: WorkerFds,
 }

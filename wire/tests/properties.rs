@@ -4,7 +4,9 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-use mod_wsgi_wire::control::{self, Config, FromSupervisor, FromWorker, Group, Preload, RefusedReason, Secret};
+use mod_wsgi_wire::control::{
+    self, Config, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
+};
 use mod_wsgi_wire::control::{ToSupervisor, ToWorker};
 use mod_wsgi_wire::decode::{self, Error, Key};
 use mod_wsgi_wire::encode::{self, Body, RequestBuilder, RowRef, TooLong, patch_row};
@@ -376,10 +378,22 @@ fn secrets() -> impl Strategy<Value = Secret> {
 }
 
 prop_compose! {
+    fn recycles()(
+        counts in vec(0u64..1 << 53, 5), times in vec(seconds(), 4), health_check_path in vec("/.{0,9}", 0..3), surge: u16,
+    ) -> Recycle {
+        Recycle {
+            maximum_requests: counts[0], maximum_requests_jitter: counts[1], health_check_path,
+            restart_interval: times[0], restart_interval_jitter: times[1], inactivity_timeout: times[2],
+            cpu_time_limit: times[3], max_rss: counts[2], memory_limit: counts[3], virtual_memory_limit: counts[4], surge,
+        }
+    }
+}
+
+prop_compose! {
     fn groups()(
         texts in vec(".{0,12}", 9), numbers in any::<[u16; 3]>(), ids in any::<[u32; 3]>(), times in vec(seconds(), 4),
         bits in any::<[bool; 2]>(), groups in vec(any::<u32>(), 0..4), python_path in vec(".{0,9}", 0..3),
-        umask in proptest::option::of(0u32..0o1000), env in btree_map(".{1,8}", ".{0,20}", 0..5),
+        umask in proptest::option::of(0u32..0o1000), env in btree_map(".{1,8}", ".{0,20}", 0..5), recycle in recycles(),
     ) -> Group {
         let mut t = texts.into_iter();
         let mut text = || t.next().unwrap();
@@ -388,7 +402,7 @@ prop_compose! {
             uid: ids[0], gid: ids[1], groups, user_name: text(), user_home: text(), python: text(), python_path,
             home: text(), umask, lang: text(), locale: text(), display_name: text(), env, no_new_privileges: bits[1],
             startup_timeout: times[0], graceful_timeout: times[1], shutdown_timeout: times[2],
-            application_idle: times[3], maximum_application_groups: numbers[2],
+            application_idle: times[3], maximum_application_groups: numbers[2], recycle,
         }
     }
 }
@@ -452,6 +466,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             error
         }),
         (".{0,20}", any::<u64>()).prop_map(|(script, mtime)| FromWorker::Touched { script, mtime }),
+        Just(FromWorker::Spent),
         (levels(), ".{0,60}").prop_map(|(level, text)| FromWorker::Log { level, text }),
     ]
 }

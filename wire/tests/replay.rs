@@ -4,7 +4,9 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-use mod_wsgi_wire::control::{self, Config, FromSupervisor, FromWorker, Group, Preload, RefusedReason, Secret};
+use mod_wsgi_wire::control::{
+    self, Config, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
+};
 use mod_wsgi_wire::control::{ToSupervisor, ToWorker};
 use mod_wsgi_wire::encode::{self, Body, RequestBuilder, RowRef, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level, flags};
@@ -300,6 +302,7 @@ fn group() -> Group {
         shutdown_timeout: 5.0,
         application_idle: 600.0,
         maximum_application_groups: 32,
+        recycle: Recycle { maximum_requests: 1000, health_check_path: vec!["/live".into()], ..Recycle::default() },
     }
 }
 
@@ -349,6 +352,8 @@ fn controls() -> Vec<Seed> {
             startup_timeout: 15.0,
             shutdown_timeout: 5.0,
             orphan_timeout: 10.0,
+            maximum_requests: 1040,
+            health_check_path: vec!["/live".into()],
             fds: WorkerFds { control: 3, table: 4, listener: 5, worker_dir: 6 },
         },
     };

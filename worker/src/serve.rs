@@ -262,13 +262,23 @@ fn greet(shared: &Shared, conn: &Conn, h: Header, payload: &[u8]) -> Result<(), 
 }
 
 /// Frees the row when dropped, whatever happens.
-struct RowGuard<'a>(&'a Shared, Lease);
+struct RowGuard<'a> {
+    shared: &'a Shared,
+    lease: Lease,
+    counts: bool,
+}
 
 impl Drop for RowGuard<'_> {
     fn drop(&mut self) {
         if !sys::forked() {
-            self.0.leave();
-            self.0.table.finish(&self.1);
+            self.shared.leave();
+            if !self.counts {
+                self.shared.table.set_aside(self.lease.slot);
+            }
+            self.shared.table.finish(&self.lease);
+            if self.counts {
+                self.shared.served();
+            }
         }
     }
 }
@@ -296,7 +306,7 @@ impl Server {
         let mut alive = true;
         if generation == shared.plan.slot_generation && shared.table.claim(&lease) {
             shared.enter();
-            let guard = RowGuard(shared, lease);
+            let guard = RowGuard { shared, lease, counts: !shared.is_health_check(&request) };
             let served = catch_unwind(AssertUnwindSafe(|| self.run(py, &conn, &request, fd)));
             alive = served.unwrap_or_else(|_| {
                 // The panic hook has written where it happened to fd 2.

@@ -7,12 +7,14 @@ use crate::sys;
 use crate::turn::Turn;
 use mod_wsgi_scoreboard::{Shape, Table};
 use mod_wsgi_wire::control::{self, FromWorker};
+use mod_wsgi_wire::decode::Request;
 use mod_wsgi_wire::frame::Level;
+use mod_wsgi_wire::keys;
 use mod_wsgi_wire::plan::WorkerPlan;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ pub struct Shared {
     /// Some subscriber wants events of requests.
     pub events: AtomicBool,
     next_generation: AtomicU32,
+    /// Requests that may still be served before the worker says that it is spent; negative afterwards.
+    left: AtomicI64,
     /// Who waits for requests.
     pub turn: Turn,
 }
@@ -131,6 +135,7 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
         hostile: Mutex::new((None, 0)),
         events: AtomicBool::new(false),
         next_generation: AtomicU32::new(1),
+        left: AtomicI64::new(i64::try_from(plan.maximum_requests).unwrap_or(i64::MAX)),
         turn: Turn::new(),
         plan,
     };
@@ -256,6 +261,24 @@ impl Shared {
     #[inline]
     pub fn inside(&self) -> usize {
         self.inside.load(Relaxed)
+    }
+
+    /// Counts a request that has ended; the last one that may be served is told to the supervisor.
+    pub fn served(&self) {
+        if self.plan.maximum_requests > 0 && self.left.fetch_sub(1, Relaxed) == 1 {
+            self.tell(&FromWorker::Spent);
+        }
+    }
+
+    /// Whether a request for this path counts neither as a request nor as activity.
+    pub fn is_health_check(&self, request: &Request<'_>) -> bool {
+        let paths = &self.plan.health_check_path;
+        if paths.is_empty() {
+            return false;
+        }
+        let script = request.get(keys::SCRIPT_NAME).unwrap_or_default();
+        let info = request.get(keys::PATH_INFO).unwrap_or_default();
+        paths.iter().any(|p| p.as_bytes().strip_prefix(script) == Some(info))
     }
 
     // --- exit ------------------------------------------------------------------------------------------------

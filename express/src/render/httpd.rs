@@ -133,6 +133,9 @@ fn daemon_options(plan: &Plan) -> Result<String, Error> {
         options.push("lang=C.UTF-8".into());
         options.push("locale=C.UTF-8".into());
     }
+    for (name, value) in &plan.daemon {
+        options.push(option(name, value));
+    }
     options.push("no-new-privileges=on".into());
     Ok(options.join(" "))
 }
