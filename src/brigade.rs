@@ -5,9 +5,14 @@ use crate::request::Request;
 use crate::sys;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// The client's connection cannot take or give any more.
+/// Why nothing more can be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disconnected;
+pub enum Stopped {
+    /// The client's connection cannot take any more.
+    Disconnected,
+    /// A filter has sent another answer in place of this one, such as 416 for a range outside the body.
+    Replaced,
+}
 
 /// Why a request body could not be read: the HTTP status to answer, 0 when the client has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,35 +95,37 @@ impl<'r> Brigade<'r> {
         self.push(b);
     }
 
-    /// An aborted response, as the protocol filters understand it: error 502 (the chunk filter then withholds the last
-    /// chunk, HTTP/2 resets the stream), end of connection, end of stream.
-    pub fn abort(&mut self, close_connection: bool) {
+    /// An aborted response, as the protocol filters understand it: error 502 and end of stream. Where the head has gone
+    /// out, the chunk filter withholds the last chunk and HTTP/2 resets the stream; else the client gets the page of
+    /// that status. An end-of-connection bucket would make the header filter send nothing at all.
+    pub fn abort(&mut self) {
         // SAFETY: live pool and allocator.
         unsafe {
             let (alloc, pool) = (self.r.bucket_alloc(), self.r.pool().raw());
             let b = sys::ap_bucket_error_create(sys::HTTP_BAD_GATEWAY as i32, std::ptr::null(), pool, alloc);
             self.push(b);
-            if close_connection {
-                self.push(sys::ap_bucket_eoc_create(alloc));
-            }
         }
         self.eos();
     }
 
     /// Hands everything to the output filters.
-    pub fn pass(&mut self) -> Result<(), Disconnected> {
+    pub fn pass(&mut self) -> Result<(), Stopped> {
         // SAFETY: live request and brigade; the filters consume or keep the buckets, the cleanup drops the rest.
         let rv = unsafe {
             let rv = sys::ap_pass_brigade(self.r.output_filters(), self.bb);
             sys::apr_brigade_cleanup(self.bb.cast());
             rv
         };
-        if rv != 0 || self.r.is_aborted() { Err(Disconnected) } else { Ok(()) }
+        match rv {
+            0 if !self.r.is_aborted() => Ok(()),
+            sys::AP_FILTER_ERROR if !self.r.is_aborted() => Err(Stopped::Replaced),
+            _ => Err(Stopped::Disconnected),
+        }
     }
 
     /// Lets the core filter write what it holds, without blocking: they take a null brigade for that (as the
     /// event MPM's write completion does).
-    pub fn nudge(&mut self) -> Result<(), Disconnected> {
+    pub fn nudge(&mut self) -> Result<(), Stopped> {
         let f = self.r.core_output_filter();
         if f.is_null() {
             return Ok(());
@@ -131,7 +138,7 @@ impl<'r> Brigade<'r> {
             }
         };
         // "Would block" only says that the client is still behind.
-        if self.r.is_aborted() || (rv != 0 && rv != libc::EAGAIN) { Err(Disconnected) } else { Ok(()) }
+        if self.r.is_aborted() || (rv != 0 && rv != libc::EAGAIN) { Err(Stopped::Disconnected) } else { Ok(()) }
     }
 
     /// Reads the next piece of the request body, at most `max` bytes asked of the filters, and gives it to `take`.

@@ -316,9 +316,8 @@ impl<'r> Request<'r> {
             if sys::ap_discard_request_body(self.raw) != sys::OK as c_int {
                 self.close_after();
             }
-            let headers = self.rec().headers_in;
-            sys::apr_table_unset(headers, c"Content-Length".as_ptr());
-            sys::apr_table_unset(headers, c"Transfer-Encoding".as_ptr());
+            self.headers_in().unset(c"Content-Length");
+            self.headers_in().unset(c"Transfer-Encoding");
             (*self.raw).method = c"GET".as_ptr();
             (*self.raw).method_number = sys::M_GET as c_int;
             sys::ap_internal_redirect(path, self.raw);
@@ -455,6 +454,12 @@ impl<'r> Table<'r> {
         let (k, v) = (self.pool.c_string(name), self.pool.c_string(value));
         // SAFETY: live table; both strings lie in the request's pool, which the table shares.
         unsafe { sys::apr_table_addn(self.raw, k, v) }
+    }
+
+    /// Removes the entries of a name.
+    pub fn unset(&self, name: &std::ffi::CStr) {
+        // SAFETY: live table and string.
+        unsafe { sys::apr_table_unset(self.raw, name.as_ptr()) }
     }
 
     /// Sets the only entry of its name.

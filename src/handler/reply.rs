@@ -2,7 +2,7 @@
 //! and never ended as if whole when it is not.
 
 use super::{OK, refuse};
-use crate::brigade::{Brigade, Disconnected};
+use crate::brigade::{Brigade, Stopped};
 use crate::log;
 use crate::request::Request;
 use mod_wsgi_core::conn::Inbox;
@@ -35,13 +35,18 @@ const SLICE: Duration = Duration::from_millis(250);
 enum Broken {
     /// The client has gone or cannot be written to.
     Client,
+    /// A filter has answered the client itself.
+    Replaced,
     /// The worker, the application or our own spool failed.
     Other(RequestError),
 }
 
-impl From<Disconnected> for Broken {
-    fn from(_: Disconnected) -> Broken {
-        Broken::Client
+impl From<Stopped> for Broken {
+    fn from(s: Stopped) -> Broken {
+        match s {
+            Stopped::Disconnected => Broken::Client,
+            Stopped::Replaced => Broken::Replaced,
+        }
     }
 }
 
@@ -101,6 +106,12 @@ pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox, error_pages: bo
         }
         Err(Broken::Client) => {
             r.mark_aborted();
+            Ok(OK)
+        }
+        Err(Broken::Replaced) => {
+            if x.ended() && await_done(r, &mut x, inbox).is_ok() {
+                x.release(inbox);
+            }
             Ok(OK)
         }
         Err(Broken::Other(e)) => {
@@ -212,6 +223,10 @@ impl<'r> Output<'r> {
                 // Where mod_auth_* keep theirs, and mod_headers looks for them (`Header always`).
                 r.err_headers_out().add(name, value);
             } else if !name.eq_ignore_ascii_case(b"content-length") {
+                if name.eq_ignore_ascii_case(b"accept-ranges") && value.eq_ignore_ascii_case(b"none") {
+                    // httpd would make ranges all the same.
+                    r.headers_in().unset(c"Range");
+                }
                 table.add(name, value);
             }
         }
@@ -459,7 +474,7 @@ impl<'r> Output<'r> {
             return OK;
         }
         self.r.close_after();
-        self.brigade.abort(true);
+        self.brigade.abort();
         // A client that has gone meanwhile has seen the break too.
         let _ = self.brigade.pass();
         OK
