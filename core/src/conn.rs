@@ -14,7 +14,7 @@ use rustix::net::{
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// After this long without an answer the row is looked at: recalled if another worker could run it.
@@ -164,8 +164,7 @@ impl Conn {
         set_socket_timeout(&fd, Timeout::Recv, Some(TICK)).map_err(ConnError::Lost)?;
         // A full backlog blocks connect for as long as the send time-out says.
         set_socket_timeout(&fd, Timeout::Send, Some(Duration::from_secs(1))).map_err(ConnError::Lost)?;
-        // Through /proc because the directory's own path may be longer than sun_path holds.
-        let path = format!("/proc/self/fd/{}/{slot}.{slot_generation}", dir.as_raw_fd());
+        let path = crate::pool::socket_path(dir, slot, slot_generation);
         let addr = SocketAddrUnix::new(path).map_err(ConnError::Lost)?;
         connect(&fd, &addr).map_err(ConnError::Lost)?;
         let conn = Conn { fd, slot_generation, greeted: false };

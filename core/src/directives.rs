@@ -1,5 +1,7 @@
 //! Directives: one table makes the servers' command tables, parsing, help and docs. Names and meanings are mod_wsgi's.
 
+pub mod nginx;
+
 use crate::config::{Alias, DirConfig, Pattern, Selector, ServerConfig};
 use crate::options;
 use std::ffi::CStr;

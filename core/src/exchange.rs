@@ -4,9 +4,9 @@
 use crate::conn::{Conn, ConnError, Inbox, Received, checked_file};
 use crate::error::RequestError;
 use crate::link::Link;
-use crate::pool::{Limits, Pool};
+use crate::pool::{Limits, Look, Pool};
 use mod_wsgi_scoreboard::layout::header;
-use mod_wsgi_scoreboard::{Lease, PoolState, SlotState};
+use mod_wsgi_scoreboard::{Lease, PoolState};
 use mod_wsgi_wire::decode::{self, Response};
 use mod_wsgi_wire::encode::{RowRef, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level};
@@ -316,29 +316,15 @@ impl Exchange {
                 Ok(Received::Nothing) => first = false,
                 Err(e) => return self.lost(e),
             }
-            let sent = pool.table.is_sent(lease);
-            if sent {
-                let (generation, state) = pool.table.slot(lease.slot);
-                let unwell = generation != lease.slot_generation || state != SlotState::Ready;
-                if unwell || pool.idle_elsewhere(lease.slot) {
-                    if pool.table.recall(lease) {
-                        // A worker whose threads are all busy is well; one with a free thread that does not take its
-                        // requests is not.
-                        if unwell || pool.table.running(lease.slot) < pool.shape().threads as usize {
-                            pool.pass_over(lease.slot);
-                        }
-                        return Ok(Sent::Recalled);
-                    }
-                    continue;
-                }
-                if let Some(limit) = pool.limits.queue_timeout
-                    && started.elapsed() >= limit
-                    && pool.table.recall(lease)
-                {
-                    pool.table.count(header::QUEUE_TIMEOUTS);
+            let sent = match pool.look(lease, started.elapsed()) {
+                Look::Waits => true,
+                Look::Claimed => false,
+                Look::Recalled => return Ok(Sent::Recalled),
+                Look::TimedOut(limit) => {
                     return Err(RequestError::QueueTimeout { group: pool.label(), seconds: limit.as_secs() });
                 }
-            } else if !pool.table.is_running(lease) {
+            };
+            if !sent && !pool.table.is_running(lease) {
                 // Finished between the two looks: then its last frames were sent before the row was freed. Else the row
                 // was buried or given to the next tenant without a word: the worker is dead.
                 return match self.conn.receive(inbox, false) {

@@ -15,6 +15,7 @@ pub mod interpreter;
 pub mod link;
 pub mod options;
 pub mod pool;
+pub mod reader;
 pub mod response;
 pub mod runtime;
 pub mod spool;

@@ -188,13 +188,18 @@ impl Link {
         pools.iter().find(|p| p.group == group && p.application == application).cloned()
     }
 
+    /// The pool of an application group, if it has been fetched and is still in force. Never waits.
+    pub fn known(&self, group: &str, application: &str) -> Option<Arc<Pool>> {
+        self.find(group, application).filter(|p| !p.retired())
+    }
+
     /// The pool of an application group, fetched from the supervisor at its first use and when the table was retired.
     pub fn pool(&self, group: &str, application: &str, limits: &Limits) -> Result<Arc<Pool>, RequestError> {
-        if let Some(pool) = self.find(group, application).filter(|p| !p.retired()) {
+        if let Some(pool) = self.known(group, application) {
             return Ok(pool);
         }
         let _one = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = self.find(group, application).filter(|p| !p.retired()) {
+        if let Some(pool) = self.known(group, application) {
             return Ok(pool);
         }
         let pool = Arc::new(self.fetch(group, application, limits)?);

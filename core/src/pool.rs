@@ -2,8 +2,10 @@
 //! and the choice of a worker (dispatch policy, DESIGN 6).
 
 use crate::conn::Conn;
+use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_scoreboard::{ClientId, Lease, PoolState, Shape, SlotState, Table};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use mod_wsgi_wire::encode;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +18,23 @@ pub struct Limits {
     /// Longest wait for a first ready worker.
     pub startup_timeout: Duration,
     pub maximum_application_groups: u16,
+}
+
+pub(crate) fn socket_path(dir: BorrowedFd<'_>, slot: u16, slot_generation: u32) -> String {
+    format!("/proc/self/fd/{}/{slot}.{slot_generation}", dir.as_raw_fd())
+}
+
+/// What has become of a request that was sent a while ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// The worker has claimed it, or has gone: its connection tells more.
+    Claimed,
+    /// It waits where it is.
+    Waits,
+    /// It was taken back: nothing has run, it may be sent elsewhere. Its connection must be closed.
+    Recalled,
+    /// The same, because it has waited as long as queue-timeout allows.
+    TimedOut(Duration),
 }
 
 /// A worker that has left a request unclaimed while others were idle is passed over for this long.
@@ -121,6 +140,36 @@ impl Pool {
         })
     }
 
+    /// Looks at a request that was sent and has not been answered, `waited` after it came: one that has not been claimed
+    /// is taken back when another worker could run it, when its own does not look well, or when its time is over.
+    pub fn look(&self, lease: &Lease, waited: Duration) -> Look {
+        if !self.table.is_sent(lease) {
+            return Look::Claimed;
+        }
+        let (generation, state) = self.table.slot(lease.slot);
+        let unwell = generation != lease.slot_generation || state != SlotState::Ready;
+        if unwell || self.idle_elsewhere(lease.slot) {
+            if !self.table.recall(lease) {
+                return Look::Claimed;
+            }
+            // A worker whose threads are all busy is well; one with a free thread that does not take its requests is not.
+            if unwell || self.table.running(lease.slot) < self.shape().threads as usize {
+                self.pass_over(lease.slot);
+            }
+            return Look::Recalled;
+        }
+        match self.limits.queue_timeout {
+            Some(limit) if waited >= limit => {
+                if !self.table.recall(lease) {
+                    return Look::Claimed;
+                }
+                self.table.count(header::QUEUE_TIMEOUTS);
+                Look::TimedOut(limit)
+            }
+            _ => Look::Waits,
+        }
+    }
+
     /// Marks a worker that does not take its requests.
     pub fn pass_over(&self, slot: u16) {
         self.slots[slot as usize].passed_over.store(self.now() + PASS_OVER.as_millis() as u64, Relaxed);
@@ -163,6 +212,18 @@ impl Pool {
     /// Opens a connection.
     pub fn open_conn(&self, lease: &Lease, client: ClientId) -> Result<Conn, crate::conn::ConnError> {
         Conn::open(self.dir(), lease.slot, lease.slot_generation, &self.token, client)
+    }
+
+    /// Where a slot's worker listens. Through /proc because the directory's own path may be longer than sun_path holds.
+    pub fn socket_path(&self, lease: &Lease) -> String {
+        socket_path(self.dir(), lease.slot, lease.slot_generation)
+    }
+
+    /// HELLO of this server process, the first frame on every connection.
+    pub fn hello(&self, client: ClientId) -> Vec<u8> {
+        let mut hello = Vec::with_capacity(32);
+        encode::hello_server(&mut hello, &self.token, client);
+        hello
     }
 
     fn dir(&self) -> BorrowedFd<'_> {

@@ -258,6 +258,15 @@ pub struct Response<'a> {
 
 /// Decodes a RESPONSE.
 pub fn response(p: &[u8]) -> Result<Response<'_>, Error> {
+    response_head(p, p.len())?.map(|(r, _)| r).ok_or(Error::Truncated { at: p.len().min(RESPONSE_FIXED) })
+}
+
+/// Decodes the head of a RESPONSE of `total` bytes of payload, of which the first are `p`, and says how many of them it
+/// takes: data follows, the part that is there as [`Response::data`]. `Ok(None)`: the head is not there whole.
+pub fn response_head(p: &[u8], total: usize) -> Result<Option<(Response<'_>, usize)>, Error> {
+    if p.len() < RESPONSE_FIXED {
+        return if total < RESPONSE_FIXED { Err(Error::Truncated { at: p.len() }) } else { Ok(None) };
+    }
     let mut c = Cursor { buf: p, at: 0 };
     let status = c.u16()?;
     let count = c.u16()?;
@@ -271,11 +280,18 @@ pub fn response(p: &[u8]) -> Result<Response<'_>, Error> {
     if head_len > limits::MAX_RESPONSE_HEAD - RESPONSE_FIXED {
         return Err(Error::Value { at: 8 });
     }
-    let head = c.take(head_len)?;
-    let data = &p[c.at..];
-    if data.len() > limits::MAX_DATA {
-        return Err(Error::Value { at: c.at });
+    let end = RESPONSE_FIXED + head_len;
+    if end > total {
+        return Err(Error::Truncated { at: RESPONSE_FIXED });
     }
+    if total - end > limits::MAX_DATA {
+        return Err(Error::Value { at: end });
+    }
+    if end > p.len() {
+        return Ok(None);
+    }
+    let head = c.take(head_len)?;
+    let data = &p[end..p.len().min(total)];
     let mut h = Cursor { buf: head, at: 0 };
     let reason = h.take(reason_len).map_err(|e| shift(e, RESPONSE_FIXED))?;
     let headers = &head[reason_len..];
@@ -284,7 +300,7 @@ pub fn response(p: &[u8]) -> Result<Response<'_>, Error> {
         field(&mut h).map_err(|e| shift(e, RESPONSE_FIXED + reason_len))?;
     }
     h.done().map_err(|e| shift(e, RESPONSE_FIXED + reason_len))?;
-    Ok(Response { status, reason, data, count, headers })
+    Ok(Some((Response { status, reason, data, count, headers }, end)))
 }
 
 fn field<'a>(c: &mut Cursor<'a>) -> Result<(&'a [u8], &'a [u8]), Error> {

@@ -1,0 +1,185 @@
+//! nginx's directives: those that mean the same as one of httpd's are read by it, the others are nginx's upstream
+//! machinery under our prefix, with the meaning and the defaults of `uwsgi_…`.
+
+use super::{TABLE, c_string};
+use std::ffi::CStr;
+
+/// Where a directive may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Http,
+    /// http, server
+    Server,
+    /// http, server, location
+    Location,
+    /// location, if in location
+    Content,
+}
+
+/// What reads the arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The directive of httpd with this name.
+    Shared(&'static str),
+    /// The adapter, with this setting of nginx's upstream configuration.
+    Upstream(Setting),
+    /// The script of a location.
+    Script,
+    /// An entry of the environ.
+    Param,
+}
+
+/// A setting of nginx's upstream machinery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    Buffering,
+    RequestBuffering,
+    Buffers,
+    BufferSize,
+    BusyBuffersSize,
+    ConnectTimeout,
+    SendTimeout,
+    ReadTimeout,
+    NextUpstream,
+    NextUpstreamTries,
+    NextUpstreamTimeout,
+    InterceptErrors,
+    IgnoreClientAbort,
+    HideHeader,
+    PassHeader,
+    IgnoreHeaders,
+    TempPath,
+    MaxTempFileSize,
+    TempFileWriteSize,
+}
+
+/// One directive: everything that is said about it anywhere.
+pub struct Directive {
+    pub name: &'static str,
+    pub c_name: &'static CStr,
+    pub syntax: &'static str,
+    pub default: &'static str,
+    pub place: Place,
+    pub kind: Kind,
+    pub help: &'static str,
+}
+
+macro_rules! directives {
+    ($($name:literal $syntax:literal $default:literal $place:ident $kind:expr, $help:literal;)*) => {
+        /// Every directive, in the order of the documentation.
+        pub const NGINX: &[Directive] = &[$(Directive {
+            name: $name, c_name: c_string(concat!($name, "\0")), syntax: $syntax, default: $default,
+            place: Place::$place, kind: $kind, help: $help,
+        }),*];
+    };
+}
+
+use Kind::{Param, Script, Shared, Upstream};
+
+directives! {
+    "wsgi_script" "file" "" Content Script,
+        "Hands the location's requests to the WSGI application in the file. SCRIPT_NAME is the location's prefix without a final slash, PATH_INFO the rest; in a location with a regular expression or a name SCRIPT_NAME is empty.";
+    "wsgi_daemon_process" "name [option=value …]" "" Server Shared("WSGIDaemonProcess"),
+        "Declares a daemon process group: supervised Python processes that run applications. Options as for WSGIDaemonProcess.";
+    "wsgi_process_group" "name | %{GLOBAL}" "%{GLOBAL}" Location Shared("WSGIProcessGroup"),
+        "The daemon process group that runs the application; %{GLOBAL} is the automatic group.";
+    "wsgi_application_group" "name | %{GLOBAL} | %{RESOURCE}" "%{GLOBAL}" Location Shared("WSGIApplicationGroup"),
+        "Applications of one application group share processes. %{GLOBAL} is the group's own pool; every other group, and with %{RESOURCE} every script, gets worker processes of its own, started at its first request.";
+    "wsgi_callable_object" "name" "application" Location Shared("WSGICallableObject"),
+        "Name of the WSGI callable in the script.";
+    "wsgi_script_reloading" "on | off" "on" Location Shared("WSGIScriptReloading"),
+        "Whether a changed modification time of the script replaces the workers that have loaded it.";
+    "wsgi_socket_prefix" "path" "the pid file without .pid" Http Shared("WSGISocketPrefix"),
+        "Prefix of the run directory, which holds the supervisor's and the workers' sockets: PREFIX.mod-wsgi-rs.";
+    "wsgi_python_home" "directory" "/usr" Http Shared("WSGIPythonHome"),
+        "Default of python-home for groups that do not set it.";
+    "wsgi_python_path" "dir:dir" "" Http Shared("WSGIPythonPath"),
+        "python-path of the automatic group.";
+    "wsgi_reload_on_restart" "on | changed" "changed" Http Shared("WSGIReloadOnRestart"),
+        "Whether a reload of the server replaces the workers of every group or only of groups whose settings changed.";
+    "wsgi_supervisor" "file" "mod-wsgi-rs beside the module" Http Shared("WSGISupervisor"),
+        "The program that supervises the workers.";
+    "wsgi_param" "name value [if_not_empty]" "" Location Param,
+        "Adds an entry to the environ, after all others; the value may contain variables. Inherited from the outer level only where the inner one has none.";
+    "wsgi_buffering" "on | off" "on" Location Upstream(Setting::Buffering),
+        "As uwsgi_buffering: whether a response is read as fast as the application writes and kept for a slow client. Events reach the client one by one in both cases.";
+    "wsgi_buffers" "number size" "8 4k|8k" Location Upstream(Setting::Buffers),
+        "As uwsgi_buffers: memory for one response.";
+    "wsgi_buffer_size" "size" "4k|8k" Location Upstream(Setting::BufferSize),
+        "The first buffer of a response. Larger heads than it are read all the same, up to 256 KiB.";
+    "wsgi_busy_buffers_size" "size" "8k|16k" Location Upstream(Setting::BusyBuffersSize),
+        "As uwsgi_busy_buffers_size.";
+    "wsgi_request_buffering" "on | off" "on" Location Upstream(Setting::RequestBuffering),
+        "Whether the request's body is read whole before a worker hears of the request.";
+    "wsgi_connect_timeout" "time" "60s" Location Upstream(Setting::ConnectTimeout),
+        "Longest wait for a first ready worker and for its greeting; startup-timeout and queue-timeout of the group bound it too.";
+    "wsgi_send_timeout" "time" "60s" Location Upstream(Setting::SendTimeout),
+        "As uwsgi_send_timeout.";
+    "wsgi_read_timeout" "time" "60s" Location Upstream(Setting::ReadTimeout),
+        "As uwsgi_read_timeout: longest pause of the application.";
+    "wsgi_next_upstream" "error | timeout | invalid_header | http_500 | http_503 | http_403 | http_404 | http_429 | non_idempotent | off …" "off" Location Upstream(Setting::NextUpstream),
+        "When a request that a worker has begun may be given to another one. A request that none has begun always is, whatever its method.";
+    "wsgi_next_upstream_tries" "number" "0" Location Upstream(Setting::NextUpstreamTries),
+        "As uwsgi_next_upstream_tries; 0 = two workers at most.";
+    "wsgi_next_upstream_timeout" "time" "0" Location Upstream(Setting::NextUpstreamTimeout),
+        "As uwsgi_next_upstream_timeout.";
+    "wsgi_intercept_errors" "on | off" "off" Location Upstream(Setting::InterceptErrors),
+        "As uwsgi_intercept_errors: whether error_page serves the application's statuses from 300 on.";
+    "wsgi_ignore_client_abort" "on | off" "off" Location Upstream(Setting::IgnoreClientAbort),
+        "As uwsgi_ignore_client_abort.";
+    "wsgi_hide_header" "field" "" Location Upstream(Setting::HideHeader),
+        "As uwsgi_hide_header.";
+    "wsgi_pass_header" "field" "" Location Upstream(Setting::PassHeader),
+        "As uwsgi_pass_header.";
+    "wsgi_ignore_headers" "field …" "" Location Upstream(Setting::IgnoreHeaders),
+        "As uwsgi_ignore_headers.";
+    "wsgi_temp_path" "path [level1 [level2 [level3]]]" "beside uwsgi_temp_path's default" Location Upstream(Setting::TempPath),
+        "As uwsgi_temp_path.";
+    "wsgi_max_temp_file_size" "size" "1024m" Location Upstream(Setting::MaxTempFileSize),
+        "As uwsgi_max_temp_file_size.";
+    "wsgi_temp_file_write_size" "size" "8k|16k" Location Upstream(Setting::TempFileWriteSize),
+        "As uwsgi_temp_file_write_size.";
+}
+
+/// Index in [`TABLE`] of the directive that reads this one's arguments.
+pub fn shared_index(name: &str) -> Option<usize> {
+    TABLE.iter().position(|d| d.name == name)
+}
+
+/// A message in nginx's words: every directive that it names by httpd's name gets its own.
+pub fn spoken(text: &str) -> String {
+    let mut out = text.to_owned();
+    for d in NGINX {
+        if let Shared(name) = d.kind {
+            out = out.replace(name, d.name);
+        }
+    }
+    out.replace("(or User of the server, when the option is absent)", "(or user of nginx, when the option is absent)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_directives_exist_under_names_of_the_same_words() {
+        for d in NGINX {
+            let Shared(name) = d.kind else { continue };
+            assert!(shared_index(name).is_some(), "{name}");
+            let mut snake = String::from("wsgi");
+            for c in name["WSGI".len()..].chars() {
+                if c.is_ascii_uppercase() {
+                    snake.push('_');
+                }
+                snake.push(c.to_ascii_lowercase());
+            }
+            assert_eq!(snake, d.name);
+        }
+    }
+
+    #[test]
+    fn messages_name_nginx_directives() {
+        assert_eq!(spoken("WSGIDaemonProcess blog: x"), "wsgi_daemon_process blog: x");
+        assert_eq!(spoken("change WSGIProcessGroup"), "change wsgi_process_group");
+    }
+}
