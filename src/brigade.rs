@@ -18,6 +18,17 @@ pub enum Stopped {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyError(pub u16);
 
+/// What a read of the request body gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes, not the last.
+    Some,
+    /// The body is complete; the last bytes may have come with it.
+    End,
+    /// No bytes yet.
+    Nothing,
+}
+
 /// One brigade of a request, reused for each pass.
 pub struct Brigade<'r> {
     r: Request<'r>,
@@ -142,26 +153,25 @@ impl<'r> Brigade<'r> {
     }
 
     /// Reads the next piece of the request body, at most `max` bytes asked of the filters, and gives it to `take`.
-    /// `true`: the body is complete.
+    /// Without `block`, [`Piece::Nothing`] when the client has sent nothing (more) yet.
     pub fn read(
         &mut self,
         max: usize,
+        block: bool,
         mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
-    ) -> Result<std::io::Result<bool>, BodyError> {
+    ) -> Result<std::io::Result<Piece>, BodyError> {
+        let how = if block { sys::APR_BLOCK_READ } else { sys::APR_NONBLOCK_READ };
         // SAFETY: live request and brigade.
         let rv = unsafe {
-            sys::ap_get_brigade(
-                self.r.input_filters(),
-                self.bb,
-                sys::AP_MODE_READBYTES,
-                sys::APR_BLOCK_READ,
-                max as sys::apr_off_t,
-            )
+            sys::ap_get_brigade(self.r.input_filters(), self.bb, sys::AP_MODE_READBYTES, how, max as sys::apr_off_t)
         };
+        if !block && rv == libc::EAGAIN {
+            return Ok(Ok(Piece::Nothing));
+        }
         if rv != 0 {
             return Err(self.body_error(rv));
         }
-        let mut done = false;
+        let mut done = Piece::Nothing;
         let mut kept = Ok(());
         let mut b = std::ptr::null_mut();
         loop {
@@ -172,7 +182,7 @@ impl<'r> Brigade<'r> {
             }
             // SAFETY: as above.
             if unsafe { sys::mwr_is_eos(b) != 0 } {
-                done = true;
+                done = Piece::End;
                 break;
             }
             // SAFETY: as above.
@@ -188,6 +198,7 @@ impl<'r> Brigade<'r> {
                 return Err(self.body_error(rv));
             }
             if len > 0 && kept.is_ok() {
+                done = Piece::Some;
                 // SAFETY: see above.
                 kept = take(unsafe { std::slice::from_raw_parts(data.cast(), len) });
             }

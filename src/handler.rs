@@ -1,5 +1,6 @@
 //! The content handler: checks what is asked for, builds the REQUEST, gives it to a worker, sends the answer.
 
+mod feed;
 mod reply;
 mod upload;
 
@@ -8,6 +9,7 @@ use crate::log;
 use crate::request::Request;
 use crate::runtime::Runtime;
 use crate::sys;
+use feed::Feed;
 use mod_wsgi_core::config::{DirConfig, Selector};
 use mod_wsgi_core::conn::Inbox;
 use mod_wsgi_core::environ::{add_header, collapse_slashes, is_hidden, is_https};
@@ -51,6 +53,7 @@ struct Route<'r> {
     pass_authorization: bool,
     reloading: bool,
     error_override: bool,
+    buffering: bool,
 }
 
 /// Serves a request whose handler is ours.
@@ -134,6 +137,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
     let body = match upload::announced(r) {
         Err(status) => return Ok(c_int::from(status)),
         Ok(None) => upload::Received::Nothing,
+        Ok(Some(expected)) if !route.buffering => upload::Received::Streamed(expected),
         Ok(Some(expected)) => {
             // Refused before a byte of the body is read, or 100 Continue is sent.
             let pool = link.pool(&route.group, &route.application, route.limits)?;
@@ -157,12 +161,19 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
             None
         }
         upload::Received::File(fd, _) => Some(fd.as_fd()),
-        upload::Received::Nothing => None,
+        upload::Received::Nothing | upload::Received::Streamed(_) => None,
     };
     let mut out = Outgoing { frame: &mut scratch.frame, body: file };
     let key = (&*route.group, &*route.application);
-    let x = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox)?;
-    reply::send(r, x, &mut scratch.inbox, route.error_override)
+    let feed = match body {
+        upload::Received::Streamed(announced) => Some(Feed::new(*r, announced)),
+        _ => None,
+    };
+    let begun = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox);
+    if begun.is_err() && feed.as_ref().is_some_and(Feed::leaves_much) {
+        r.close_after();
+    }
+    reply::send(r, begun?, &mut scratch.inbox, feed, route.error_override)
 }
 
 fn select<'r>(r: &Request<'r>, s: &Selector, env_only_literal: impl Fn(&Selector) -> Cow<'r, str>) -> Cow<'r, str> {
@@ -244,6 +255,7 @@ fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, Request
         pass_authorization: field(alias, place, |d| d.pass_authorization).unwrap_or(false),
         reloading: field(alias, place, |d| d.script_reloading).unwrap_or(true),
         error_override: field(alias, place, |d| d.error_override).unwrap_or(false),
+        buffering: field(alias, place, |d| d.request_buffering).unwrap_or(limits.request_buffering),
     })
 }
 
@@ -325,6 +337,7 @@ fn build(
         }
     }
     let headers = r.headers_in();
+    let streamed = matches!(body, upload::Received::Streamed(_));
     for (name, value) in headers.iter() {
         let hidden = match name.len() {
             6 => name.eq_ignore_ascii_case(b"Expect"),
@@ -333,8 +346,8 @@ fn build(
                     && !route.pass_authorization
                     && !r.cgi_passes_authorization()
             }
-            // The body is presented whole, with its length.
-            17 => name.eq_ignore_ascii_case(b"Transfer-Encoding"),
+            // A buffered body is presented whole, with its length.
+            17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
             19 => name.eq_ignore_ascii_case(b"Proxy-Authorization") && !r.cgi_passes_authorization(),
             _ => false,
         };
@@ -346,6 +359,10 @@ fn build(
         b.known(keys::CONTENT_TYPE, t);
     }
     match body {
+        upload::Received::Streamed(upload::Announced::Chunked) => {}
+        upload::Received::Streamed(upload::Announced::Length(n)) => {
+            b.known(keys::CONTENT_LENGTH, decimal(*n, &mut num))
+        }
         upload::Received::Nothing => {
             if let Some(n) = headers.get(c"Content-Length").filter(|_| !r.has_no_body_of_its_own()) {
                 b.known(keys::CONTENT_LENGTH, n);
@@ -408,6 +425,7 @@ fn build(
         upload::Received::Nothing => Body::Inline(0),
         upload::Received::Inline(bytes) => Body::Inline(bytes.len()),
         upload::Received::File(_, n) => Body::Descriptor(*n),
+        upload::Received::Streamed(_) => Body::Stream,
     })?;
     Ok(())
 }

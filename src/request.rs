@@ -294,6 +294,23 @@ impl<'r> Request<'r> {
         // SAFETY: this thread's request.
         unsafe { (*self.raw).no_cache = 1 }
     }
+    /// Asks the client for the body it announced with `Expect: 100-continue`, if it still waits for that.
+    pub fn send_continue(&self) {
+        if self.rec().expecting_100 == 0 || self.rec().proto_num < 1001 {
+            return;
+        }
+        // SAFETY: this thread's request, nothing of whose answer has been sent; the status is put back before anybody
+        // else looks at it (as ap_http_filter does).
+        unsafe {
+            let r = self.raw;
+            let (status, line) = ((*r).status, (*r).status_line);
+            (*r).status = sys::HTTP_CONTINUE as c_int;
+            (*r).status_line = std::ptr::null();
+            sys::ap_send_interim_response(r, 0);
+            (*r).status = status;
+            (*r).status_line = line;
+        }
+    }
     /// The client connection ends after this answer.
     pub fn close_after(&self) {
         // SAFETY: the connection belongs to this request's thread while the request runs.

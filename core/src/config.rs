@@ -61,6 +61,8 @@ pub struct DirConfig {
     pub pass_authorization: Option<bool>,
     pub script_reloading: Option<bool>,
     pub error_override: Option<bool>,
+    /// Off: the application reads the body while the client sends it.
+    pub request_buffering: Option<bool>,
 }
 
 impl DirConfig {
@@ -74,6 +76,7 @@ impl DirConfig {
             pass_authorization,
             script_reloading,
             error_override,
+            request_buffering,
         } = inner;
         DirConfig {
             process_group: process_group.clone().or_else(|| self.process_group.clone()),
@@ -82,6 +85,7 @@ impl DirConfig {
             pass_authorization: pass_authorization.or(self.pass_authorization),
             script_reloading: script_reloading.or(self.script_reloading),
             error_override: error_override.or(self.error_override),
+            request_buffering: request_buffering.or(self.request_buffering),
         }
     }
 }
@@ -253,6 +257,7 @@ pub fn limits(o: &GroupOptions) -> Limits {
         queue_timeout: (!queue.is_zero()).then_some(queue),
         startup_timeout: if startup.is_zero() { Duration::from_secs(3600) } else { startup },
         maximum_application_groups: o.maximum_application_groups.unwrap_or(defaults::MAXIMUM_APPLICATION_GROUPS),
+        request_buffering: o.request_buffering.unwrap_or(true),
     }
 }
 

@@ -210,6 +210,18 @@ impl Conn {
         Ok(())
     }
 
+    /// Sends what the socket takes at once; 0 when it is full.
+    pub fn offer(&self, bytes: &[u8]) -> Result<usize, ConnError> {
+        loop {
+            match send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(n) => return Ok(n),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(e) => return Err(ConnError::Lost(e)),
+            }
+        }
+    }
+
     /// Receives into `inbox`: waits at most [`TICK`], or not at all.
     pub fn receive(&self, inbox: &mut Inbox, wait: bool) -> Result<Received, ConnError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

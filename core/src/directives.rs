@@ -96,10 +96,11 @@ fn alias(t: &mut Target<'_>, words: &[String], regex: bool) -> Result<(), String
             "application-group" => a.dir.application_group = Some(Selector::parse(v)?),
             "callable-object" => a.dir.callable_object = Some(v.to_owned()),
             "pass-authorization" => a.dir.pass_authorization = Some(flag(&[v.to_owned()])?),
+            "request-buffering" => a.dir.request_buffering = Some(flag(&[v.to_owned()])?),
             _ => {
                 return Err(format!(
-                    "unknown option '{k}': process-group, application-group, callable-object and pass-authorization \
-                     are known"
+                    "unknown option '{k}': process-group, application-group, callable-object, pass-authorization and \
+                     request-buffering are known"
                 ));
             }
         }
@@ -123,7 +124,7 @@ macro_rules! directives {
 }
 
 directives! {
-    "WSGIScriptAlias" "url-path script [process-group=…] [application-group=…] [callable-object=…] [pass-authorization=On|Off]" "" Host Full
+    "WSGIScriptAlias" "url-path script [process-group=…] [application-group=…] [callable-object=…] [pass-authorization=On|Off] [request-buffering=On|Off]" "" Host Full
         "Maps a URL prefix to a script, or to a directory of scripts. The first matching alias wins; options stand for the directives of their names. With literal groups the script is loaded when workers start."
         |t, w| alias(t, w, false);
     "WSGIScriptAliasMatch" "regex script [options of WSGIScriptAlias]" "" Host Full
@@ -150,6 +151,9 @@ directives! {
     "WSGIErrorOverride" "On | Off" "Off" File Full
         "On replaces the application's answers with status 4xx and 5xx by the server's own page (ErrorDocument)."
         |t, w| { t.dir.error_override = Some(flag(w)?); Ok(()) };
+    "WSGIRequestBuffering" "On | Off" "request-buffering of the process group, else On" File Full
+        "Off: the application reads the body while the client sends it and may answer meanwhile (uploads with progress, early refusals, two-way streams); a slow sender then holds its thread."
+        |t, w| { t.dir.request_buffering = Some(flag(w)?); Ok(()) };
     "WSGISocketPrefix" "path" "wsgi in the server's run-time directory" Server Full
         "Prefix of the run directory, which holds the supervisor's and the workers' sockets: PREFIX.mod-wsgi-rs."
         |t, w| { t.server.socket_prefix = Some(one(w)?.to_owned()); Ok(()) };

@@ -41,6 +41,8 @@ pub enum RequestError {
     ClientGone,
     #[error("request does not fit the wire: {0}")]
     TooLong(#[from] mod_wsgi_wire::encode::TooLong),
+    #[error("request body cannot be read: status {0}")]
+    Body(u16),
     #[error("request body cannot be stored: {0}")]
     Spool(std::io::Error),
 }
@@ -82,6 +84,8 @@ impl RequestError {
             Aborted(AbortReason::Timeout) => v(504, Level::Info, ""),
             Aborted(_) => v(500, Level::Info, ""),
             ClientGone => v(0, Level::Info, ""),
+            // The server has logged what was wrong with it.
+            Body(status) => v(*status, Level::Info, ""),
             TooLong(_) => v(431, Level::Error, "MWR0213"),
             Spool(_) => Verdict { retry_after: Some(30), ..later("MWR0214") },
         }

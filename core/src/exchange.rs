@@ -355,6 +355,12 @@ impl Exchange {
         self.conn.fd()
     }
 
+    /// Gives the worker as many of `frames`' bytes as its socket takes at once. `None`: its end has gone; what it has
+    /// said before is still to be read. A frame that was begun must be finished before the connection is released.
+    pub fn offer(&self, frames: &[u8]) -> Option<usize> {
+        self.conn.offer(frames).ok()
+    }
+
     /// The response is whole.
     pub fn ended(&self) -> bool {
         self.ended

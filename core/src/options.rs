@@ -23,6 +23,7 @@ pub struct GroupOptions {
     pub env: BTreeMap<String, String>,
     pub env_file: Vec<String>,
     pub clean_environment: bool,
+    pub request_buffering: Option<bool>,
     pub queue_limit: Option<u32>,
     pub queue_timeout: Option<f64>,
     pub startup_timeout: Option<f64>,
@@ -204,6 +205,8 @@ options! {
         |o, v| { o.env_file.push(absolute(v)?); Ok(()) };
     "environment" "inherit or clean" "inherit" No, "What workers start from: the server's environment less a deny list, or PATH, LANG and TZ only."
         |o, v| { o.clean_environment = match v { "inherit" => false, "clean" => true, _ => return Err("must be inherit or clean".to_owned()) }; Ok(()) };
+    "request-buffering" "On or Off" "On" Same, "On: a request body is read whole before a worker hears of the request, so that a slow sender holds no Python thread. Off: the application reads the body while the client sends it, and may answer meanwhile; WSGIRequestBuffering says it for one place."
+        |o, v| { o.request_buffering = Some(switch(v)?); Ok(()) };
     "queue-limit" "0..100000" "100, at most half of the server's request threads" Same, "Requests of an application group that may wait for a thread; beyond it 503 with Retry-After."
         |o, v| { o.queue_limit = Some(whole(v, 0, 100_000)?); Ok(()) };
     "listen-backlog" "0..100000" "see queue-limit" No, "mod_wsgi's name of queue-limit."

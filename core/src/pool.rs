@@ -18,6 +18,8 @@ pub struct Limits {
     /// Longest wait for a first ready worker.
     pub startup_timeout: Duration,
     pub maximum_application_groups: u16,
+    /// Bodies are read whole before a worker hears of the request, unless the place says otherwise.
+    pub request_buffering: bool,
 }
 
 pub(crate) fn socket_path(dir: BorrowedFd<'_>, slot: u16, slot_generation: u32) -> String {

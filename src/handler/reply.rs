@@ -1,6 +1,7 @@
 //! The answer's way to the client: read as fast as the worker writes, kept where the client is slower, exact in length,
 //! and never ended as if whole when it is not.
 
+use super::feed::Feed;
 use super::{OK, refuse};
 use crate::brigade::{Brigade, Stopped};
 use crate::log;
@@ -29,10 +30,10 @@ const DONE_WAIT: Duration = Duration::from_millis(50);
 /// On HTTP/2, how long the worker must pause before spooled bytes are passed on in small pieces.
 const SECONDARY_PAUSE: Duration = Duration::from_millis(20);
 /// How long one wait for worker and client lasts at most.
-const SLICE: Duration = Duration::from_millis(250);
+pub const SLICE: Duration = Duration::from_millis(250);
 
 /// Why the answer cannot be finished.
-enum Broken {
+pub enum Broken {
     /// The client has gone or cannot be written to.
     Client,
     /// A filter has answered the client itself.
@@ -59,18 +60,59 @@ impl From<RequestError> for Broken {
     }
 }
 
+impl From<Broken> for RequestError {
+    fn from(b: Broken) -> RequestError {
+        match b {
+            // Only what passes output to filters can be replaced by them; a request body is no output.
+            Broken::Client | Broken::Replaced => RequestError::ClientGone,
+            Broken::Other(e) => e,
+        }
+    }
+}
+
 impl From<std::io::Error> for Broken {
     fn from(e: std::io::Error) -> Broken {
         Broken::Other(RequestError::Spool(e))
     }
 }
 
-/// Receives the answer and sends it. An error before the head is returned; after it the client is shown that the answer
-/// broke off.
-/// `error_pages`: errors of the application get the server's pages.
-pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox, error_pages: bool) -> Result<c_int, RequestError> {
+/// What to tell httpd.
+enum Told {
+    Status(c_int),
+    Instead(Other),
+}
+
+/// Receives the answer and sends it, and with `feed` the request body meanwhile. An error before the head is returned;
+/// after it the client is shown that the answer broke off. `error_pages`: errors of the application get the server's
+/// pages.
+pub fn send(
+    r: &Request<'_>,
+    mut x: Exchange,
+    inbox: &mut Inbox,
+    mut feed: Option<Feed<'_>>,
+    error_pages: bool,
+) -> Result<c_int, RequestError> {
+    let told = answer(r, &mut x, inbox, &mut feed, error_pages);
+    let reusable = feed.is_none_or(|mut f| f.settle(&x));
+    if reusable {
+        x.release(inbox);
+    }
+    Ok(match told? {
+        Told::Status(status) => status,
+        Told::Instead(other) => other.serve(r),
+    })
+}
+
+fn answer(
+    r: &Request<'_>,
+    x: &mut Exchange,
+    inbox: &mut Inbox,
+    feed: &mut Option<Feed<'_>>,
+    error_pages: bool,
+) -> Result<Told, RequestError> {
     let (mut out, first) = loop {
-        match x.next(r, inbox, true)? {
+        let active = feed.as_ref().is_some_and(Feed::is_active);
+        match x.next(r, inbox, !active)? {
             Event::Log(level, text) => log::worker(r, level, text),
             Event::Response(head) => {
                 // Only an exact list or tuple that is complete at once comes as a RESPONSE with END.
@@ -78,50 +120,38 @@ pub fn send(r: &Request<'_>, mut x: Exchange, inbox: &mut Inbox, error_pages: bo
                 let framer = Framer::new(r.header_only(), head.status, head.reason, head.headers(), whole)?;
                 if let Some(other) = Instead::of(head.status, head.headers(), error_pages) {
                     let other = Other::new(r, &head, other);
-                    discard(r, &mut x, inbox)?;
-                    x.release(inbox);
-                    return Ok(other.serve(r));
+                    discard(r, x, inbox, feed)?;
+                    return Ok(Told::Instead(other));
+                }
+                if whole.is_some() && feed.as_ref().is_some_and(Feed::leaves_much) {
+                    r.close_after();
                 }
                 let mut out = Output::start(*r, &head, framer);
                 let first = out.data(head.data, x.ended());
                 break (out, first);
             }
-            Event::Abort(reason) => {
-                if x.done() {
-                    x.release(inbox);
-                }
-                return Err(RequestError::Aborted(reason));
-            }
-            Event::Continue | Event::Pause => {}
+            Event::Abort(reason) => return Err(RequestError::Aborted(reason)),
+            event @ (Event::Continue | Event::Pause) => feed_on(feed, x, &event)?,
             Event::Data(_) | Event::File { .. } | Event::Mark => {
                 let (group, pid) = (x.pool().label(), x.pid());
                 return Err(RequestError::WorkerProtocol { group, pid, error: "body before the head".to_owned() });
             }
         }
     };
-    match first.and_then(|()| out.pump(&mut x, inbox)) {
-        Ok(()) => {
-            x.release(inbox);
-            Ok(OK)
-        }
+    match first.and_then(|()| out.pump(x, inbox, feed)) {
+        Ok(()) => Ok(Told::Status(OK)),
         Err(Broken::Client) => {
             r.mark_aborted();
-            Ok(OK)
+            Ok(Told::Status(OK))
         }
         Err(Broken::Replaced) => {
-            if x.ended() && await_done(r, &mut x, inbox).is_ok() {
-                x.release(inbox);
+            if x.ended() {
+                // A worker that fails here has not said DONE: its connection is given up.
+                let _ = await_done(r, x, inbox);
             }
-            Ok(OK)
+            Ok(Told::Status(OK))
         }
-        Err(Broken::Other(e)) => {
-            let reusable = matches!(e, RequestError::Aborted(_)) && x.done();
-            let status = out.broken(&e);
-            if reusable {
-                x.release(inbox);
-            }
-            Ok(status)
-        }
+        Err(Broken::Other(e)) => Ok(Told::Status(out.broken(&e))),
     }
 }
 
@@ -160,16 +190,35 @@ fn is_challenge(name: &[u8]) -> bool {
 }
 
 /// Reads the rest of an answer that nobody gets. One that breaks off is an error as any other.
-fn discard(r: &Request<'_>, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), RequestError> {
+fn discard(
+    r: &Request<'_>,
+    x: &mut Exchange,
+    inbox: &mut Inbox,
+    feed: &mut Option<Feed<'_>>,
+) -> Result<(), RequestError> {
     while !x.ended() {
-        match x.next(r, inbox, true)? {
+        let active = feed.as_ref().is_some_and(Feed::is_active);
+        match x.next(r, inbox, !active)? {
             Event::Log(level, text) => log::worker(r, level, text),
             Event::Abort(reason) => return Err(RequestError::Aborted(reason)),
             Event::Response(_) => return Err(second_head(x)),
-            Event::Data(_) | Event::File { .. } | Event::Mark | Event::Continue | Event::Pause => {}
+            Event::Data(_) | Event::File { .. } | Event::Mark => {}
+            event @ (Event::Continue | Event::Pause) => feed_on(feed, x, &event)?,
         }
     }
     await_done(r, x, inbox)
+}
+
+/// Before anything of an answer can be sent: the request body alone moves.
+fn feed_on(feed: &mut Option<Feed<'_>>, x: &Exchange, event: &Event<'_>) -> Result<(), RequestError> {
+    match (feed, event) {
+        (Some(feed), Event::Continue) => feed.ask(false),
+        (Some(feed), _) => {
+            feed.turn(x, false)?;
+        }
+        (None, _) => {}
+    }
+    Ok(())
 }
 
 fn second_head(x: &Exchange) -> RequestError {
@@ -328,14 +377,15 @@ impl<'r> Output<'r> {
     }
 
     /// Moves frames from the worker to the client until the response is whole and the worker is done.
-    fn pump(&mut self, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), Broken> {
+    fn pump(&mut self, x: &mut Exchange, inbox: &mut Inbox, feed: &mut Option<Feed<'_>>) -> Result<(), Broken> {
         while !x.ended() {
             let behind = self.behind();
+            let active = feed.as_ref().is_some_and(Feed::is_active);
             if behind && self.spool.len() >= SPOOL_LIMIT {
                 self.drain(None, SLICE)?;
                 continue;
             }
-            match x.next(&self.r, inbox, !behind && !self.unflushed)? {
+            match x.next(&self.r, inbox, !behind && !self.unflushed && !active)? {
                 Event::Data(bytes) => self.data(bytes, false)?,
                 Event::File { fd, offset, len } => {
                     self.file(fd, offset, len)?;
@@ -346,12 +396,22 @@ impl<'r> Output<'r> {
                 Event::Log(level, text) => log::worker(&self.r, level, text),
                 Event::Abort(reason) => return Err(RequestError::Aborted(reason).into()),
                 Event::Response(_) => return Err(second_head(x).into()),
-                Event::Mark | Event::Continue => {}
+                Event::Mark => {}
+                Event::Continue => {
+                    if let Some(feed) = feed {
+                        feed.ask(self.passed);
+                    }
+                }
+                Event::Pause if active => {
+                    if let Some(feed) = feed {
+                        self.duplex(feed, x, behind)?;
+                    }
+                }
                 Event::Pause if behind => self.drain(Some(x), SLICE)?,
                 Event::Pause => self.flush(x)?,
             }
         }
-        self.finish(x, inbox)
+        self.finish(x, inbox, feed.as_ref().is_some_and(Feed::is_unread))
     }
 
     /// Waits for client and worker; a client that can take more gets more.
@@ -368,8 +428,7 @@ impl<'r> Output<'r> {
                 self.pass(&buf[..n])?;
             }
         } else if self.progress.elapsed() > self.r.timeout() {
-            log::request(&self.r, Level::Info, "client has taken nothing for Timeout seconds");
-            return Err(Broken::Client);
+            return Err(self.stalled());
         }
         Ok(())
     }
@@ -392,6 +451,26 @@ impl<'r> Output<'r> {
         self.unflushed = false;
         self.brigade.pass()?;
         Ok(())
+    }
+
+    /// Both directions: body bytes to the worker, and to the client whatever it takes.
+    fn duplex(&mut self, feed: &mut Feed<'_>, x: &Exchange, behind: bool) -> Result<(), Broken> {
+        let takes = feed.turn(x, behind || self.unflushed)?;
+        if behind {
+            if takes {
+                self.drain(Some(x), Duration::ZERO)?;
+            } else if self.progress.elapsed() > self.r.timeout() {
+                return Err(self.stalled());
+            }
+        } else if takes && self.unflushed {
+            self.flush(x)?;
+        }
+        Ok(())
+    }
+
+    fn stalled(&self) -> Broken {
+        log::request(&self.r, Level::Info, "client has taken nothing for Timeout seconds");
+        Broken::Client
     }
 
     /// The worker pauses and the client keeps up: what has been passed shall be seen.
@@ -427,7 +506,8 @@ impl<'r> Output<'r> {
     }
 
     /// END has come: the rest goes out, then the worker is awaited until `close()` has run.
-    fn finish(&mut self, x: &mut Exchange, inbox: &mut Inbox) -> Result<(), Broken> {
+    /// `unread`: of the request body something is left, which httpd reads before it writes what it still holds.
+    fn finish(&mut self, x: &mut Exchange, inbox: &mut Inbox, unread: bool) -> Result<(), Broken> {
         if self.framer.surplus() > 0 {
             let text = format!(
                 "MWR0215: response body has {} bytes more than its Content-Length; they were cut",
@@ -443,8 +523,8 @@ impl<'r> Output<'r> {
             self.brigade.pass()?;
             self.ended = true;
         }
-        if !x.done() && !self.r.is_secondary() {
-            // The client need not wait for close(), and this thread not for the client.
+        if (unread || !x.done()) && !self.r.is_secondary() {
+            // The client need not wait for close() or the end of its own body, and this thread not for the client.
             self.brigade.nudge()?;
         }
         Ok(await_done(&self.r, x, inbox)?)

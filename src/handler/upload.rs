@@ -1,6 +1,6 @@
 //! The request body of a buffered group: announced, admitted, read whole before a worker hears of the request.
 
-use crate::brigade::Brigade;
+use crate::brigade::{Brigade, Piece};
 use crate::request::Request;
 use mod_wsgi_core::spool::{reopened, temporary};
 use mod_wsgi_wire::limits::MAX_INLINE_BODY;
@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 /// Bytes asked of the input filters at a time.
 const PIECE: usize = 64 * 1024;
 /// More unread body than this is not worth reading for the sake of keep-alive.
-const WORTH_READING: u64 = 64 * 1024;
+pub const WORTH_READING: u64 = 64 * 1024;
 
 /// What the head says of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Received {
     Inline(Vec<u8>),
     /// Open for reading only, and its length.
     File(OwnedFd, u64),
+    /// Still with the client: the application reads it while it comes.
+    Streamed(Announced),
 }
 
 impl Received {
@@ -34,6 +36,7 @@ impl Received {
             Received::Nothing => 0,
             Received::Inline(b) => b.len() as u64,
             Received::File(_, n) => *n,
+            Received::Streamed(_) => 0,
         }
     }
 }
@@ -71,7 +74,7 @@ pub fn read(r: &Request<'_>, announced: Announced) -> Result<io::Result<Received
     let mut file = None;
     let mut total = 0u64;
     loop {
-        let done = brigade.read(PIECE, |bytes| {
+        let done = brigade.read(PIECE, true, |bytes| {
             if file.is_none() && memory.len() + bytes.len() > MAX_INLINE_BODY {
                 let f = temporary(mod_wsgi_core::spool::DIRECTORY)?;
                 f.write_all_at(&memory, 0)?;
@@ -96,8 +99,8 @@ pub fn read(r: &Request<'_>, announced: Announced) -> Result<io::Result<Received
                 r.close_after();
                 return Ok(Err(e));
             }
-            Ok(Ok(false)) => {}
-            Ok(Ok(true)) => break,
+            Ok(Ok(Piece::Some | Piece::Nothing)) => {}
+            Ok(Ok(Piece::End)) => break,
         }
     }
     // Filters may have changed the length (inflation): what has come counts. httpd reports a body cut short by itself.
