@@ -379,6 +379,10 @@ impl<'r> Output<'r> {
     /// Moves frames from the worker to the client until the response is whole and the worker is done.
     fn pump(&mut self, x: &mut Exchange, inbox: &mut Inbox, feed: &mut Option<Feed<'_>>) -> Result<(), Broken> {
         while !x.ended() {
+            // A stream of HTTP/2 that its client has reset: nothing else shows it while the worker never pauses.
+            if self.r.is_aborted() {
+                return Err(Broken::Client);
+            }
             let behind = self.behind();
             let active = feed.as_ref().is_some_and(Feed::is_active);
             if behind && self.spool.len() >= SPOOL_LIMIT {

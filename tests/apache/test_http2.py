@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from h2.config import H2Configuration
@@ -25,8 +28,10 @@ def server() -> Iterator[Apache]:
     if not product.has_module("http2"):
         pytest.skip("no mod_http2")
     config = (
+        "<Location /app/limited>\nLimitRequestBody 1000000\n</Location>\n"
         f"Protocols h2c http/1.1\nWSGIDaemonProcess g processes=1 threads={THREADS}\nWSGIProcessGroup g\n"
-        "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias / {apps}/conform.wsgi"
+        "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias /app {apps}/neighbours.wsgi\n"
+        "WSGIScriptAlias / {apps}/conform.wsgi"
     )
     with running(config, modules=["http2"]) as apache:
         yield apache
@@ -43,6 +48,7 @@ class Client:
         if window is not None:
             self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
         self.status: dict[int, str] = {}
+        self.fields: dict[int, dict[str, str]] = {}
         self.body: dict[int, bytearray] = {}
         self.ended: dict[int, str] = {}
         self.flush()
@@ -50,11 +56,27 @@ class Client:
     def flush(self) -> None:
         self.sock.sendall(self.h2.data_to_send())
 
-    def get(self, path: str) -> int:
+    def get(self, path: str, method: str = "GET", fields: Iterable[tuple[str, str]] = (), end: bool = True) -> int:
         stream = self.h2.get_next_available_stream_id()
-        headers = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "localhost")]
-        self.h2.send_headers(stream, headers, end_stream=True)
+        headers = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "localhost"), *fields]
+        self.h2.send_headers(stream, headers, end_stream=end)
         self.body[stream] = bytearray()
+        self.flush()
+        return stream
+
+    def post(self, path: str, body: bytes, fields: Iterable[tuple[str, str]] = ()) -> int:
+        """A POST whose body is sent as fast as the server's windows allow."""
+        stream = self.get(path, "POST", fields, end=False)
+        left = memoryview(body)
+        while len(left) and stream not in self.ended:
+            n = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size, len(left))
+            if n:
+                self.h2.send_data(stream, bytes(left[:n]))
+                left = left[n:]
+                self.flush()
+            else:
+                self.step()
+        self.h2.end_stream(stream)
         self.flush()
         return stream
 
@@ -66,6 +88,7 @@ class Client:
         for event in self.h2.receive_data(data):
             if isinstance(event, ResponseReceived):
                 self.status[event.stream_id] = dict(event.headers)[":status"]
+                self.fields[event.stream_id] = dict(event.headers)
             elif isinstance(event, DataReceived):
                 self.body[event.stream_id] += event.data
                 if self.renew and event.flow_controlled_length:
@@ -124,9 +147,10 @@ def test_truncation_is_a_reset(server: Apache) -> None:
 def test_slow_readers_hold_no_thread(server: Apache) -> None:
     """DESIGN 1, promise 4: as many streams as there are threads whose clients read nothing."""
     with client(server, window=0) as c:
-        streams = [c.get("/large?300") for _ in range(THREADS + 3)]
+        streams = [c.get("/app/stream?n=300&tag=slow") for _ in range(THREADS + 3)]
         # mod_http2 runs a few streams at a time; which heads it sends before a window opens is its own affair
-        wait_until(lambda: (c.step(), c.status)[1], 30, interval=0)
+        calls = server.scratch / "calls"
+        wait_until(lambda: calls.exists() and calls.read_text().split().count("slow") >= THREADS, 30, "running streams")
         begun = time.monotonic()
         for _ in range(10 * THREADS):
             assert server.get("/exact", timeout=5).status == 200
@@ -138,3 +162,76 @@ def test_slow_readers_hold_no_thread(server: Apache) -> None:
         c.h2.increment_flow_control_window(30_000_000, first)
         c.flush()
         assert len(c.read(first)) == 300 * 65536 and c.ended[first] == "whole"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 3_000_000])
+@pytest.mark.parametrize("announced", [True, False])
+def test_upload(server: Apache, size: int, announced: bool) -> None:
+    """W4, W12: bodies with and without content-length; without one CONTENT_LENGTH is what came."""
+    if not announced and not product.is_ours():
+        pytest.skip("a stand-in shows no length")
+    data = os.urandom(size)
+    with client(server) as c:
+        s = c.post("/app/echo/x?q", data, [("content-length", str(size))] if announced else ())
+        seen = json.loads(c.read(s))
+        assert (c.status[s], seen["size"], seen["sha"]) == ("200", size, hashlib.sha256(data).hexdigest())
+        assert (seen["protocol"], seen["scheme"], seen["path"], seen["query"]) == ("HTTP/2.0", "http", "/echo/x", "q")
+        assert seen["length"] == str(size) or size == 0
+
+
+@pytest.mark.ours
+def test_upload_beyond_the_limit(server: Apache) -> None:
+    """W4, W12: 413 for a body that is too large, and the connection goes on."""
+    server.allow_log("AH01587|AH00588|Requested content-length")
+    with client(server) as c:
+        s = c.get("/app/limited", "POST", [("content-length", "2000000")], end=False)
+        c.read(s)
+        assert c.status[s] == "413"
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+
+
+def test_head_range_and_file(server: Apache) -> None:
+    """W10, W12: HEAD without a body; files whole and in part."""
+    data = bytes(range(256)) * 2000
+    (server.scratch / "h2.bin").write_bytes(data)
+    with client(server) as c:
+        s = c.get("/app/whole?n=5000", "HEAD")
+        assert c.read(s) == b"" and c.fields[s]["content-length"] == "5000"
+        s = c.get("/app/file?name=h2.bin")
+        assert c.read(s) == data and c.ended[s] == "whole"
+        if product.is_ours():
+            s = c.get("/app/file?name=h2.bin", fields=[("range", "bytes=1000-1999")])
+            assert c.read(s) == data[1000:2000] and c.status[s] == "206"
+            s = c.get("/app/file?name=h2.bin", fields=[("range", "bytes=9999999-")])
+            c.read(s)
+            assert c.status[s] == "416"
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+
+
+@pytest.mark.ours
+def test_short_body_is_a_reset(server: Apache) -> None:
+    """W8, W12: fewer bytes than Content-Length says: a reset, not an end."""
+    server.expect_log("MWR02")
+    with client(server) as c:
+        s = c.get("/app/stream?n=3&length=999999")
+        c.read(s)
+        assert c.ended[s] == "reset" or int(c.status[s]) >= 500
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+
+
+def test_a_stream_that_the_client_resets(server: Apache) -> None:
+    """W11, W12: the application's iterable is closed, its thread is free, the connection's other streams go on."""
+    closed = server.scratch / "closed"
+    with client(server) as c:
+        streams = []
+        for n in range(THREADS):
+            s = c.get(f"/app/endless?reset-{n}")
+            wait_until(lambda s=s: (c.step(), c.body[s])[1], interval=0)
+            streams.append(s)
+        for s in streams:
+            c.h2.reset_stream(s)
+        c.flush()
+        expected = [f"reset-{n}" for n in range(THREADS)]
+        wait_until(lambda: closed.exists() and sorted(closed.read_text().split()) == expected, 20, "close()")
+        s = c.get("/app/part/next")
+        assert c.read(s) == b"[GET /part/next  0]"

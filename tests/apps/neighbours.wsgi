@@ -106,6 +106,24 @@ def stream(environ, start_response):
     return blocks()
 
 
+def endless(environ, start_response):
+    """Blocks until the client has gone."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+
+    class Body:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            time.sleep(0.001)
+            return PATTERN
+
+        def close(self):
+            note("closed", environ["QUERY_STRING"])
+
+    return Body()
+
+
 def gated(environ, start_response):
     """One block, then a wait until the test has made the file of the query's name, then the other block."""
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -96,7 +96,8 @@ class Connection:
             context = _ssl.SSLContext(_ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = _ssl.CERT_NONE
-            self.sock = context.wrap_socket(self.sock, server_hostname="localhost")
+            # an end without close_notify is no end but a cut
+            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
         self._buf = bytearray()
         self._eof: str | None = None
 
