@@ -145,7 +145,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
                 r.close_after();
                 return Err(RequestError::QueueFull(pool.label()));
             }
-            match upload::read(r, expected) {
+            match upload::read(r, expected, runtime.store()) {
                 Ok(Ok(body)) => body,
                 Ok(Err(e)) => return Err(RequestError::Spool(e)),
                 Err(0) => return Err(RequestError::ClientGone),
@@ -160,7 +160,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
             scratch.frame.extend_from_slice(bytes);
             None
         }
-        upload::Received::File(fd, _) => Some(fd.as_fd()),
+        upload::Received::File(fd, ..) => Some(fd.as_fd()),
         upload::Received::Nothing | upload::Received::Streamed(_) => None,
     };
     let mut out = Outgoing { frame: &mut scratch.frame, body: file };
@@ -173,7 +173,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
     if begun.is_err() && feed.as_ref().is_some_and(Feed::leaves_much) {
         r.close_after();
     }
-    reply::send(r, begun?, &mut scratch.inbox, feed, route.error_override)
+    reply::send(r, begun?, &mut scratch.inbox, feed, runtime.store(), route.error_override)
 }
 
 fn select<'r>(r: &Request<'r>, s: &Selector, env_only_literal: impl Fn(&Selector) -> Cow<'r, str>) -> Cow<'r, str> {
@@ -303,7 +303,7 @@ fn build(
     r: &Request<'_>,
     runtime: &Runtime,
     route: &Route<'_>,
-    body: &upload::Received,
+    body: &upload::Received<'_>,
     frame: &mut Vec<u8>,
 ) -> Result<(), RequestError> {
     let mut num = [0u8; 20];
@@ -424,7 +424,7 @@ fn build(
     b.finish(match body {
         upload::Received::Nothing => Body::Inline(0),
         upload::Received::Inline(bytes) => Body::Inline(bytes.len()),
-        upload::Received::File(_, n) => Body::Descriptor(*n),
+        upload::Received::File(_, n, _) => Body::Descriptor(*n),
         upload::Received::Streamed(_) => Body::Stream,
     })?;
     Ok(())

@@ -5,6 +5,7 @@
 use crate::config::{self, Host};
 use crate::guard::callback;
 use crate::handler;
+use crate::ledger::Ledger;
 use crate::log;
 use crate::pool::{Pool, c_str};
 use crate::request::Request;
@@ -13,6 +14,7 @@ use crate::sys;
 use crate::walk::{self, Shadows};
 use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix, resolve};
 use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Site};
+use mod_wsgi_core::spool;
 use mod_wsgi_wire::frame::Level;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
@@ -264,7 +266,11 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let program = program.map_err(|e| e.to_string())?;
     let ids = server_ids();
     let common = runtime::Runtime::start(&program, &run_dir, ids.0, ids.1, groups).map_err(|e| e.to_string())?;
-    let rt = Runtime { common, shadows: Shadows::of(pool, config::servers(main)), version: server_version() };
+    let spool_directory = first.settings.spool_directory.clone().unwrap_or_else(|| spool::DIRECTORY.to_owned());
+    let spool_limit = first.settings.spool_limit.unwrap_or_else(|| spool::default_limit(&spool_directory));
+    let ledger = Ledger::new(spool_limit).map_err(|e| format!("MWR0109: shared memory cannot be had: {e}"))?;
+    let shadows = Shadows::of(pool, config::servers(main));
+    let rt = Runtime { common, shadows, version: server_version(), spool_directory, ledger };
     let roll_all = first.settings.reload_all.unwrap_or(true);
     rt.tell(&run_dir, ids, roll_all, wanted, runtime::preloads(&sites), log_level(main)).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);

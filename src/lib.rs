@@ -1,7 +1,8 @@
 //! mod_wsgi_rs.so: the Apache httpd adapter of mod-wsgi-rs. Module record and wiring only; what a request becomes is
 //! decided in `core`, Python runs in processes of its own.
 #![deny(unsafe_code)]
-#![warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+#![warn(clippy::print_stdout)]
 
 mod brigade;
 mod config;
@@ -9,6 +10,7 @@ mod directives;
 mod guard;
 mod handler;
 mod hooks;
+mod ledger;
 mod log;
 mod pool;
 mod request;

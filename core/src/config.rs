@@ -164,6 +164,9 @@ pub struct ServerConfig {
     pub aliases: Vec<Alias>,
     pub groups: Vec<GroupOptions>,
     pub socket_prefix: Option<String>,
+    /// Where temporary files lie, and how many bytes they may hold in all.
+    pub spool_directory: Option<String>,
+    pub spool_limit: Option<u64>,
     pub restrict_embedded: Option<bool>,
     pub python_home: Option<String>,
     pub python_path: Vec<String>,
@@ -180,6 +183,8 @@ impl ServerConfig {
             aliases,
             groups,
             socket_prefix,
+            spool_directory,
+            spool_limit,
             restrict_embedded,
             python_home,
             python_path,
@@ -190,6 +195,8 @@ impl ServerConfig {
         ServerConfig {
             aliases: aliases.iter().chain(&self.aliases).cloned().collect(),
             groups: groups.clone(),
+            spool_directory: spool_directory.clone().or_else(|| self.spool_directory.clone()),
+            spool_limit: spool_limit.or(self.spool_limit),
             socket_prefix: socket_prefix.clone().or_else(|| self.socket_prefix.clone()),
             restrict_embedded: restrict_embedded.or(self.restrict_embedded),
             python_home: python_home.clone().or_else(|| self.python_home.clone()),

@@ -157,6 +157,19 @@ directives! {
     "WSGISocketPrefix" "path" "wsgi in the server's run-time directory" Server Full
         "Prefix of the run directory, which holds the supervisor's and the workers' sockets: PREFIX.mod-wsgi-rs."
         |t, w| { t.server.socket_prefix = Some(one(w)?.to_owned()); Ok(()) };
+    "WSGISpoolDirectory" "directory" "/var/tmp" Server Full
+        "Where request bodies over 64 KiB, and answers whose clients read slowly, lie until they are needed (as files without a name). The server's user must be able to write there; it should be a disk, not memory."
+        |t, w| {
+            let dir = one(w)?;
+            if !std::path::Path::new(dir).is_dir() || !dir.starts_with('/') {
+                return Err(format!("'{dir}' must be the absolute path of a directory"));
+            }
+            t.server.spool_directory = Some(dir.to_owned());
+            Ok(())
+        };
+    "WSGISpoolLimit" "bytes, with K, M or G" "a tenth of the file system, at most 4G" Server Full
+        "What those files may hold in all. Beyond it requests with such bodies get 503, and answers go at the pace of their clients."
+        |t, w| { t.server.spool_limit = Some(options::bytes(one(w)?)?); Ok(()) };
     "WSGIRestrictEmbedded" "On | Off" "Off" Server Full
         "On refuses applications without WSGIProcessGroup (500) instead of running them in the automatic group."
         |t, w| { t.server.restrict_embedded = Some(flag(w)?); Ok(()) };

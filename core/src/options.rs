@@ -117,7 +117,7 @@ fn count(v: &str) -> Result<u64, String> {
 }
 
 /// Bytes, with K, M or G for their multiples of 1024; 0 or at least 1 MiB.
-fn bytes(v: &str) -> Result<u64, String> {
+pub(crate) fn bytes(v: &str) -> Result<u64, String> {
     let wrong = || "must be bytes, or a number with K, M or G; 0 or from 1M to 1024G".to_owned();
     let (digits, shift) = match v.char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&v[..at], 10),

@@ -10,7 +10,7 @@ use mod_wsgi_core::conn::Inbox;
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::exchange::{Event, Exchange};
 use mod_wsgi_core::response::{Framer, Instead};
-use mod_wsgi_core::spool::Spool;
+use mod_wsgi_core::spool::{Spool, Store};
 use mod_wsgi_wire::decode::Response;
 use mod_wsgi_wire::frame::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -90,9 +90,10 @@ pub fn send(
     mut x: Exchange,
     inbox: &mut Inbox,
     mut feed: Option<Feed<'_>>,
+    store: Store<'_>,
     error_pages: bool,
 ) -> Result<c_int, RequestError> {
-    let told = answer(r, &mut x, inbox, &mut feed, error_pages);
+    let told = answer(r, &mut x, inbox, &mut feed, store, error_pages);
     let reusable = feed.is_none_or(|mut f| f.settle(&x));
     if reusable {
         x.release(inbox);
@@ -108,6 +109,7 @@ fn answer(
     x: &mut Exchange,
     inbox: &mut Inbox,
     feed: &mut Option<Feed<'_>>,
+    store: Store<'_>,
     error_pages: bool,
 ) -> Result<Told, RequestError> {
     let (mut out, first) = loop {
@@ -126,7 +128,7 @@ fn answer(
                 if whole.is_some() && feed.as_ref().is_some_and(Feed::leaves_much) {
                     r.close_after();
                 }
-                let mut out = Output::start(*r, &head, framer);
+                let mut out = Output::start(*r, &head, framer, store);
                 let first = out.data(head.data, x.ended());
                 break (out, first);
             }
@@ -247,7 +249,9 @@ struct Output<'r> {
     r: Request<'r>,
     brigade: Brigade<'r>,
     framer: Framer,
-    spool: Spool,
+    spool: Spool<'r>,
+    /// Nothing more can be kept: the worker waits for the client.
+    full: bool,
     /// Bytes have been passed since the last FLUSH.
     unflushed: bool,
     /// Anything has been passed: the head may be on its way.
@@ -262,7 +266,7 @@ struct Output<'r> {
 
 impl<'r> Output<'r> {
     /// Gives the head, as `framer` has judged it, to httpd, which sends it with the first bytes.
-    fn start(r: Request<'r>, head: &Response<'_>, framer: Framer) -> Output<'r> {
+    fn start(r: Request<'r>, head: &Response<'_>, framer: Framer, store: Store<'r>) -> Output<'r> {
         r.set_status(head.status, head.reason);
         let table = r.headers_out();
         for (name, value) in head.headers() {
@@ -286,7 +290,8 @@ impl<'r> Output<'r> {
             r,
             brigade: Brigade::new(r),
             framer,
-            spool: Spool::new(SPOOL_MEMORY),
+            spool: Spool::new(store, SPOOL_MEMORY),
+            full: false,
             unflushed: false,
             passed: false,
             ended: false,
@@ -311,18 +316,31 @@ impl<'r> Output<'r> {
         if last && bytes.len() <= PIECE && !self.behind() {
             return self.end_with(bytes);
         }
-        while !bytes.is_empty() && !self.behind() {
-            let (now, later) = bytes.split_at(bytes.len().min(PIECE));
-            self.pass(now)?;
-            bytes = later;
-        }
-        if !bytes.is_empty() {
-            self.spool.push(bytes)?;
-            if self.spool.len() >= SPOOL_MEMORY as u64 / 4 && !self.r.is_secondary() {
-                self.drain(None, Duration::ZERO)?;
+        while !bytes.is_empty() {
+            if !self.behind() {
+                let (now, later) = bytes.split_at(bytes.len().min(PIECE));
+                self.pass(now)?;
+                bytes = later;
+            } else if self.full {
+                self.drain(None, SLICE)?;
+            } else {
+                match self.spool.push(bytes) {
+                    Ok(()) => bytes = &[],
+                    Err(e) => self.no_room(&e),
+                }
+                if self.spool.len() >= SPOOL_MEMORY as u64 / 4 && !self.r.is_secondary() {
+                    self.drain(None, Duration::ZERO)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// What is kept for a slow client cannot grow: the worker goes at the client's pace from here.
+    fn no_room(&mut self, e: &std::io::Error) {
+        self.full = true;
+        let text = format!("MWR0217: no room to keep the answer for a slow client, the worker waits for it: {e}");
+        log::request(&self.r, Level::Warn, &text);
     }
 
     fn pass(&mut self, bytes: &[u8]) -> Result<(), Broken> {
@@ -369,9 +387,19 @@ impl<'r> Output<'r> {
             self.spool.take(&mut buf)?;
             self.brigade.data_copied(&buf);
         } else {
-            let (fd, offset, len) = self.spool.rest_as_file()?;
-            self.brigade.file(fd, offset, len)?;
-            self.spool = Spool::new(SPOOL_MEMORY);
+            match self.spool.rest_as_file() {
+                Ok((fd, offset, len, held)) => {
+                    // The bytes are on disk until httpd has sent them.
+                    self.r.pool().own(held);
+                    self.brigade.file(fd, offset, len)?;
+                }
+                Err(e) => {
+                    self.no_room(&e);
+                    while !self.spool.is_empty() {
+                        self.drain(None, SLICE)?;
+                    }
+                }
+            }
         }
         Ok(())
     }

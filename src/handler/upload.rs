@@ -2,11 +2,10 @@
 
 use crate::brigade::{Brigade, Piece};
 use crate::request::Request;
-use mod_wsgi_core::spool::{reopened, temporary};
+use mod_wsgi_core::spool::{Held, Store, reopened};
 use mod_wsgi_wire::limits::MAX_INLINE_BODY;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 /// Bytes asked of the input filters at a time.
 const PIECE: usize = 64 * 1024;
@@ -21,21 +20,21 @@ pub enum Announced {
 }
 
 /// The body, whole.
-pub enum Received {
+pub enum Received<'s> {
     Nothing,
     Inline(Vec<u8>),
-    /// Open for reading only, and its length.
-    File(OwnedFd, u64),
+    /// Open for reading only, its length, and what holds its bytes.
+    File(OwnedFd, u64, #[allow(dead_code, reason = "held until the request ends")] Held<'s>),
     /// Still with the client: the application reads it while it comes.
     Streamed(Announced),
 }
 
-impl Received {
+impl Received<'_> {
     pub fn len(&self) -> u64 {
         match self {
             Received::Nothing => 0,
             Received::Inline(b) => b.len() as u64,
-            Received::File(_, n) => *n,
+            Received::File(_, n, _) => *n,
             Received::Streamed(_) => 0,
         }
     }
@@ -65,24 +64,36 @@ pub fn announced(r: &Request<'_>) -> Result<Option<Announced>, u16> {
 
 /// Reads the body. The outer error is the status to answer (0: the client has gone), the inner one says that it could
 /// not be stored.
-pub fn read(r: &Request<'_>, announced: Announced) -> Result<io::Result<Received>, u16> {
+pub fn read<'s>(r: &Request<'_>, announced: Announced, store: Store<'s>) -> Result<io::Result<Received<'s>>, u16> {
     let mut brigade = Brigade::new(*r);
     let mut memory = Vec::new();
     if let Announced::Length(n) = announced {
-        memory.reserve_exact(n.min(MAX_INLINE_BODY as u64) as usize);
+        memory.reserve_exact(if n <= MAX_INLINE_BODY as u64 { n as usize } else { 0 });
     }
     let mut file = None;
+    if let Announced::Length(n) = announced
+        && n > MAX_INLINE_BODY as u64
+    {
+        // Where it has no room is known before any of it is read, or asked for.
+        match Held::new(store, n) {
+            Ok(held) => file = Some(held),
+            Err(e) => {
+                r.close_after();
+                return Ok(Err(e));
+            }
+        }
+    }
     let mut total = 0u64;
     loop {
         let done = brigade.read(PIECE, true, |bytes| {
             if file.is_none() && memory.len() + bytes.len() > MAX_INLINE_BODY {
-                let f = temporary(mod_wsgi_core::spool::DIRECTORY)?;
-                f.write_all_at(&memory, 0)?;
+                let mut held = Held::new(store, (memory.len() + bytes.len()) as u64)?;
+                held.write_at(&memory, 0)?;
                 memory = Vec::new();
-                file = Some(f);
+                file = Some(held);
             }
-            match &file {
-                Some(f) => f.write_all_at(bytes, total)?,
+            match &mut file {
+                Some(held) => held.write_at(bytes, total)?,
                 None => memory.extend_from_slice(bytes),
             }
             total += bytes.len() as u64;
@@ -105,7 +116,7 @@ pub fn read(r: &Request<'_>, announced: Announced) -> Result<io::Result<Received
     }
     // Filters may have changed the length (inflation): what has come counts. httpd reports a body cut short by itself.
     Ok(match file {
-        Some(f) => reopened(&f).map(|fd| Received::File(fd, total)),
+        Some(held) => reopened(held.file()).map(|fd| Received::File(fd, total, held)),
         None => Ok(Received::Inline(memory)),
     })
 }
