@@ -130,6 +130,20 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def threads(pid: int) -> int:
+    """Number of threads."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def open_files(pid: int, below: str) -> int:
+    """Number of open descriptors whose file lies, or lay, below a directory."""
+    found = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/{pid}/fd/{name}").startswith(below)
+    return found
+
+
 def kill_tree(first: subprocess.Popen[bytes] | None, left: Callable[[], list[Process]], limit: float = 10.0) -> None:
     """Ends by SIGKILL `first`, so that nothing is started anew, then whatever `left` still names."""
     if first and first.poll() is None:
