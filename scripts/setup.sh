@@ -6,7 +6,7 @@ set -eu
 
 build="gcc make libc6-dev apache2-dev libclang-dev python3"
 run="apache2-bin python3"
-test="$build $run python3-venv curl binutils procps"
+test="$build $run python3-venv curl openssl binutils procps strace bindfs"
 bench="$test python3-dev wrk"
 
 case "${1:-}" in

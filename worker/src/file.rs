@@ -12,8 +12,9 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// File systems whose reads may block for ever in the server.
-const REMOTE: [i64; 4] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42];
+/// File systems whose reads may block for ever in the server (FUSE, NFS, CIFS, SMB2), or whose sizes say nothing of the
+/// content (proc, sysfs).
+const READ_HERE: [i64; 6] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x9fa0, 0x6265_6572];
 
 /// A file to be passed.
 pub struct Passed {
@@ -27,9 +28,22 @@ pub struct Passed {
 /// FUSE, NFS or CIFS, with bytes left. Anything else is read here, block by block.
 pub fn passable(wrapper: &Bound<'_, PyAny>) -> Option<Passed> {
     let filelike = wrapper.getattr("filelike").ok()?;
+    if translates(&filelike) {
+        return None;
+    }
     let number: i32 = filelike.call_method0("fileno").ok()?.extract().ok()?;
     let offset: u64 = filelike.call_method0("tell").ok()?.extract().ok()?;
     sys::with_fd(number, |fd| check(fd, number, offset))?
+}
+
+/// gzip, bz2 and lzma give the descriptor of the compressed file as their own: what their `read()` returns is something
+/// else. They, and whatever is made like them, are binary files of `io` without being one of its three over a descriptor.
+fn translates(filelike: &Bound<'_, PyAny>) -> bool {
+    let is = |name: &str| {
+        let class = filelike.py().import("io").and_then(|io| io.getattr(name));
+        class.and_then(|class| filelike.is_instance(&class)).unwrap_or(false)
+    };
+    is("BufferedIOBase") && !is("BufferedReader") && !is("BufferedRandom")
 }
 
 fn check(fd: BorrowedFd<'_>, number: i32, offset: u64) -> Option<Passed> {
@@ -42,7 +56,7 @@ fn check(fd: BorrowedFd<'_>, number: i32, offset: u64) -> Option<Passed> {
     if mode.contains(OFlag::O_PATH) || mode & OFlag::O_ACCMODE == OFlag::O_WRONLY {
         return None;
     }
-    if REMOTE.contains(&(fstatfs(fd).ok()?.filesystem_type().0 as i64)) {
+    if READ_HERE.contains(&(fstatfs(fd).ok()?.filesystem_type().0 as i64)) {
         return None;
     }
     let path = format!("/proc/self/fd/{number}");

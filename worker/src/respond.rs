@@ -71,13 +71,16 @@ impl<'py> Response<'_, 'py> {
         if let Some(end) = self.whole(result)? {
             return Ok(end);
         }
-        if result.get_type().is(self.runtime.file_wrapper.bind(self.py))
-            && !self.call.get().head_sent()
-            && let Some(file) = file::passable(result)
-        {
-            return self.file(file);
+        if result.get_type().is(self.runtime.file_wrapper.bind(self.py)) && !self.call.get().head_sent() {
+            return match file::passable(result) {
+                Some(file) => self.file(file),
+                None => {
+                    let declared = self.call.get().with_head(|head| head.content_length).flatten();
+                    self.blocks(result, declared.unwrap_or(u64::MAX))
+                }
+            };
         }
-        self.blocks(result)
+        self.blocks(result, u64::MAX)
     }
 
     /// An exact list or tuple is complete: one frame, if it fits.
@@ -132,23 +135,31 @@ impl<'py> Response<'_, 'py> {
         }
     }
 
-    fn blocks(&mut self, result: &Bound<'py, PyAny>) -> Result<End, (AbortReason, PyErr)> {
+    /// Sends block by block. `limit`: what is beyond it is neither sent nor, in blocks of its own, asked for: of a file
+    /// the Content-Length takes a part, however it is sent.
+    fn blocks(&mut self, result: &Bound<'py, PyAny>, limit: u64) -> Result<End, (AbortReason, PyErr)> {
         let iterator: Bound<'py, PyIterator> = result.try_iter().map_err(|e| {
             let text = format!("application returned {}, which cannot be iterated", head::type_name(result));
             let error = PyTypeError::new_err(text);
             error.set_cause(self.py, Some(e));
             (AbortReason::Protocol, error)
         })?;
+        let mut left = limit;
         for item in iterator {
             let item = item.map_err(application)?;
             let bytes = block(&item)?;
-            if bytes.is_empty() {
+            let bytes = &bytes[..bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            left -= bytes.len() as u64;
+            if bytes.is_empty() && left > 0 {
                 continue;
             }
             match self.call.get().send(self.py, bytes, 0) {
                 Ok(()) => {}
                 Err(SendError::Gone) => return Ok(End::Gone),
                 Err(SendError::Rule(e)) => return Err((AbortReason::Protocol, e)),
+            }
+            if left == 0 {
+                break;
             }
         }
         match self.call.get().send(self.py, b"", flags::END) {
