@@ -31,6 +31,7 @@ def server() -> Iterator[Apache]:
         "<Location /app/limited>\nLimitRequestBody 1000000\n</Location>\n"
         f"Protocols h2c http/1.1\nWSGIDaemonProcess g processes=1 threads={THREADS}\nWSGIProcessGroup g\n"
         "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias /app {apps}/neighbours.wsgi\n"
+        "WSGIScriptAlias /streamed {apps}/streaming.wsgi request-buffering=Off\n"
         "WSGIScriptAlias / {apps}/conform.wsgi"
     )
     with running(config, modules=["http2"]) as apache:
@@ -235,3 +236,56 @@ def test_a_stream_that_the_client_resets(server: Apache) -> None:
         wait_until(lambda: closed.exists() and sorted(closed.read_text().split()) == expected, 20, "close()")
         s = c.get("/app/part/next")
         assert c.read(s) == b"[GET /part/next  0]"
+
+
+@pytest.mark.ours
+def test_a_conversation(server: Apache) -> None:
+    """W5: without request buffering each line is answered before the next is sent."""
+    with client(server) as c:
+        s = c.get("/streamed/lines", "POST", end=False)
+        for i in range(10):
+            c.h2.send_data(s, b"line %d\n" % i)
+            c.flush()
+            want = b"".join(b"LINE %d\n" % k for k in range(i + 1))
+            while bytes(c.body[s]) != want:
+                c.step()
+        c.h2.end_stream(s)
+        c.flush()
+        c.read(s)
+        assert c.ended[s] == "whole"
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("announced", [True, False])
+def test_both_ways_at_once(server: Apache, announced: bool) -> None:
+    """W5: a large body in both directions at once, over the same connection."""
+    data = os.urandom(5_000_000)
+    with client(server) as c:
+        s = c.post("/streamed/echo", data, [("content-length", str(len(data)))] if announced else ())
+        assert c.read(s) == data and c.ended[s] == "whole"
+
+
+@pytest.mark.ours
+def test_refused_without_reading(server: Apache) -> None:
+    """W5: an early answer ends the stream, and the others go on."""
+    with client(server) as c:
+        s = c.get("/streamed/refuse", "POST", [("content-length", "5000000")], end=False)
+        assert c.read(s) == b"no\n" and c.status[s] == "403"
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+
+
+@pytest.mark.ours
+def test_the_client_resets_its_body(server: Apache) -> None:
+    """W5, W11: the application that reads gets OSError."""
+    server.expect_log(r"OSError: \[Errno 5\] the client has closed")
+    server.allow_log(r"MWR0430: exception OSError|Traceback|\]  +")
+    told = server.scratch / "notes"
+    with client(server) as c:
+        s = c.get("/streamed/tell?resets", "POST", [("content-length", "5000000")], end=False)
+        c.h2.send_data(s, b"abc")
+        c.flush()
+        wait_until(lambda: told.exists() and "resets started" in told.read_text(), 10, "the application reads")
+        c.h2.reset_stream(s)
+        c.flush()
+        wait_until(lambda: "resets OSError 5" in told.read_text(), 10, "the application is told")
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
