@@ -373,18 +373,6 @@ def file_wrapper_close(environ, start_response):
     return environ["wsgi.file_wrapper"](File())
 
 
-def validated(environ, start_response):
-    from wsgiref.validate import validator
-
-    def inner(environ, start_response):
-        data = environ["wsgi.input"].read(1000000)
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(data)))])
-        return [data]
-
-    # the validator wants the key to be absent for GET without body, and refuses an empty SCRIPT_NAME of "/"
-    return validator(inner)(environ, start_response)
-
-
 def errors(environ, start_response):
     """Writes to each channel that leads to the error log."""
     import logging

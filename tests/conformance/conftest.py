@@ -1,41 +1,30 @@
-"""The server that the conformance tests share, one for each MPM."""
+"""The server that the conformance tests share, one for each kind (harness/site.py), and applications put on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import product
-from harness.apache import Apache, running
-
-CONFIG = """
-WSGIDaemonProcess main processes=2 threads=8
-WSGIProcessGroup main
-WSGIApplicationGroup %{GLOBAL}
-WSGIScriptAlias /mounted/below {apps}/conform.wsgi
-WSGIScriptAlias / {apps}/conform.wsgi
-SetEnv MWR_SETENV from-setenv
-MergeSlashes Off
-<Location /limited>
-LimitRequestBody 1000
-</Location>
-<LocationMatch "^/(auth-passed|environ-json/auth-passed)">
-WSGIPassAuthorization On
-</LocationMatch>
-<Location /environ-json/basic>
-AuthType Basic
-AuthName test
-AuthUserFile {apps}/htpasswd
-Require valid-user
-</Location>
-"""
+from harness.case import Case, deploy
+from harness.site import KINDS, Site, site
 
 
-@pytest.fixture(scope="session", params=["event", "prefork"])
-def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
-    """A daemon group of 2 processes of 8 threads that runs apps/conform.wsgi."""
-    # a stand-in refuses chunked requests unless told
-    extra = "" if product.is_ours() else "WSGIChunkedRequest On\n"
-    with running(extra + CONFIG, mpm=request.param) as apache:
-        yield apache
+@pytest.fixture(scope="session", params=list(KINDS))
+def server(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """The conformance site."""
+    with site(request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def case(server: Site) -> Callable[..., Case]:
+    """Puts an application of the test on the site: `case(app)`, `case(app, "/single")`."""
+    return lambda app, mount="/case": deploy(server, app, mount)
+
+
+@pytest.fixture(params=["/case", "/checked"], ids=["plain", "checked"])
+def rightful(request: pytest.FixtureRequest, server: Site) -> Callable[..., Case]:
+    """The same for an application that keeps every rule: alone, and under wsgiref.validate, which must find nothing
+    wrong with the server either."""
+    return lambda app: deploy(server, app, request.param)

@@ -11,37 +11,6 @@ from harness import http
 from harness.apache import Apache
 from harness.wait import wait_until
 
-READERS = ["read", "read:1000", "read:65536", "readline", "readline:7", "readlines", "iter", "mixed"]
-LINES = b"first line\nsecond\r\n\nfourth without end"
-
-
-@pytest.mark.parametrize("how", READERS)
-def test_readers(server: Apache, how: str) -> None:
-    """R10, PEP 3333: each way to read gives the same bytes; after the end b''."""
-    r = server.get(f"/echo?{how}", method="POST", body=LINES)
-    assert (r.status, r.body) == (200, LINES)
-
-
-@pytest.mark.parametrize("how", READERS)
-def test_readers_chunked(server: Apache, how: str) -> None:
-    """R10: the same for a chunked body."""
-    r = server.get(
-        f"/echo?{how}",
-        method="POST",
-        headers=[("Transfer-Encoding", "chunked")],
-        body=http.chunked(LINES[:3], LINES[3:20], LINES[20:]),
-    )
-    assert (r.status, r.body) == (200, LINES)
-
-
-@pytest.mark.parametrize("how", ["read", "read:1000", "readline", "iter"])
-def test_readers_spooled(server: Apache, how: str) -> None:
-    """R10: the same for a body that is larger than what travels inline."""
-    data = b"".join(b"%d line\n" % i for i in range(20000))
-    assert len(data) > 128 * 1024
-    r = server.get(f"/echo?{how}", method="POST", body=data)
-    assert r.status == 200 and r.body == data
-
 
 @pytest.mark.parametrize("size", [0, 1, 100, 8191, 8192, 65535, 65536, 65537, 131072, 1 << 20])
 @pytest.mark.parametrize("chunked", [False, True])

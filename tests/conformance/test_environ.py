@@ -237,18 +237,6 @@ def test_http10(server: Apache) -> None:
     assert v["SERVER_PROTOCOL"] == "HTTP/1.0" and v["SERVER_NAME"] == "localhost" and "HTTP_HOST" not in v
 
 
-def test_validator(server: Apache) -> None:
-    """PEP 3333: wsgiref.validate finds no fault with the server."""
-    r = server.get("/validated", method="POST", body=b"checked")
-    assert (r.status, r.body) == (200, b"checked")
-
-
-def test_validator_get(server: Apache) -> None:
-    """PEP 3333: the same for a request without a body."""
-    r = server.get("/mounted/below/validated")
-    assert (r.status, r.body) == (200, b"")
-
-
 def test_environ_is_fresh(server: Apache) -> None:
     """R17: nothing of one request's environ shows up in the next on the same connection."""
     with server.connect() as c:

@@ -132,12 +132,12 @@ class Apache:
             text = text.replace("{" + key + "}", str(value))
         return text
 
-    def write(self, name: str, text: str, mode: int = 0o644) -> pathlib.Path:
+    def write(self, name: str, text: str, mode: int = 0o644, expand: bool = True) -> pathlib.Path:
         """Writes a file below apps/, whole at once (rename), so that a reader sees the old or the new one."""
         path = self.apps / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
-        temporary.write_text(self.expand(text))
+        temporary.write_text(self.expand(text) if expand else text)
         temporary.chmod(mode)
         temporary.rename(path)
         return path

@@ -1,0 +1,115 @@
+"""The site of the conformance tests, the same on every server.
+
+What a server must provide (a new server is one more entry of KINDS):
+
+- group `main`: 2 processes of 8 threads; group `single`: 1 process of 1 thread, its `processes` option not given
+- conform.wsgi at / and at /mounted/below; cases.wsgi at /case, and in the group `single` at /single; the callable
+  `validated` of cases.wsgi at /checked; cases.wsgi with streamed request bodies at /streamed
+- /limited: request bodies up to 1000 bytes; /auth-passed and /environ-json/auth-passed: Authorization reaches the
+  application; /environ-json/basic: Basic authentication by apps/htpasswd
+- the variable MWR_SETENV=from-setenv everywhere; HTTPS=on below /environ-json/https and HTTPS=off below
+  /environ-json/https-off; several more below /environ-json/set (see below)
+- slashes in paths reach the application's side as they were sent
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from . import product
+from .apache import Apache, running
+
+APACHE = """
+WSGIDaemonProcess main processes=2 threads=8
+WSGIDaemonProcess single threads=1
+WSGIProcessGroup main
+WSGIApplicationGroup %{GLOBAL}
+WSGIScriptAlias /mounted/below {apps}/conform.wsgi
+WSGIScriptAlias /case {apps}/cases.wsgi
+WSGIScriptAlias /single {apps}/cases.wsgi process-group=single application-group=%{GLOBAL}
+WSGIScriptAlias /streamed {apps}/cases.wsgi request-buffering=Off
+WSGIScriptAlias /checked {apps}/cases.wsgi callable-object=validated
+WSGIScriptAlias / {apps}/conform.wsgi
+SetEnv MWR_SETENV from-setenv
+MergeSlashes Off
+<Location /limited>
+LimitRequestBody 1000
+</Location>
+<LocationMatch "^/(auth-passed|environ-json/auth-passed)">
+WSGIPassAuthorization On
+</LocationMatch>
+<Location /environ-json/basic>
+AuthType Basic
+AuthName test
+AuthUserFile {apps}/htpasswd
+Require valid-user
+</Location>
+<Location /environ-json/https>
+SetEnv HTTPS on
+</Location>
+<Location /environ-json/https-off>
+SetEnv HTTPS off
+</Location>
+<Location /environ-json/set>
+SetEnv MWR_LATIN "café"
+SetEnv MWR_EMPTY ""
+SetEnv app.setting "of the application"
+SetEnv HTTP_X_SET "from the server"
+SetEnv REMOTE_USER "from the server"
+SetEnv REQUEST_METHOD FORGED
+SetEnv SCRIPT_NAME /forged
+SetEnv SERVER_NAME forged
+SetEnv HTTP_HOST forged
+SetEnv wsgi.errors forged
+SetEnv wsgi.url_scheme forged
+SetEnv mod_wsgi.process_group forged
+SetEnv PATH /forged
+</Location>
+"""
+
+
+class Site(Apache):
+    """The site on Apache, and what is Apache's own in how it refuses things."""
+
+    #: lines of the server's log about requests that are not HTTP, or whose client left
+    CLIENT_FAULTS = r"\[(core|http|wsgi|reqtimeout):error\].*(AH\d{5}|MWR02\d\d)"
+    #: lines about a body that exceeds its limit
+    TOO_LARGE = r"AH01587|AH00589|AH01588|LimitRequestBody|Requested content-length|exceeds|MWR02\d\d|WSGI0142"
+    #: records of an application's exception
+    TRACEBACK = r"WSGI\d{4}|MWR04\d\d|Traceback|File \"|Error|Exception|SystemExit|deliberate|  \S|\^\^"
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """A kind of request body that a server treats in its own way."""
+
+    chunked: bool
+    #: more than what is handed to the worker with the request
+    large: bool
+    #: read by the application while it comes
+    streamed: bool = False
+    mount: str = "/case"
+
+
+BODIES = {
+    "inline": Body(chunked=False, large=False),
+    "inline-chunked": Body(chunked=True, large=False),
+    "spooled": Body(chunked=False, large=True),
+    "spooled-chunked": Body(chunked=True, large=True),
+    "streamed": Body(chunked=False, large=True, streamed=True, mount="/streamed"),
+    "streamed-chunked": Body(chunked=True, large=True, streamed=True, mount="/streamed"),
+}
+
+KINDS = {kind: kind for kind in ("event", "worker", "prefork")}
+
+
+@contextlib.contextmanager
+def site(kind: str) -> Iterator[Site]:
+    """The site on a server of that kind, running."""
+    # a stand-in refuses chunked requests unless told
+    extra = "" if product.is_ours() else "WSGIChunkedRequest On\n"
+    with running(Site(extra + APACHE, mpm=KINDS[kind])) as server:
+        assert isinstance(server, Site)
+        yield server
