@@ -94,23 +94,11 @@ def as_list(environ, start_response):
     return [b"one,", b"two,", b"", b"three"]
 
 
-def as_tuple(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return (b"a", b"b")
-
-
 def as_generator(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     yield b"g1,"
     yield b""
     yield b"g2"
-
-
-def late_start(environ, start_response):
-    """A generator that calls start_response only when it is iterated."""
-    yield b""
-    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Late", "1")])
-    yield b"late"
 
 
 def note_close(tag):
@@ -139,40 +127,9 @@ def with_close(environ, start_response):
     return Custom(environ["QUERY_STRING"], [b"closing"])
 
 
-def close_after_error(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return Custom(environ["QUERY_STRING"], [b"x" * 100], RuntimeError("deliberate-in-iteration"))
-
-
-def close_raises(environ, start_response):
-    class Bad(Custom):
-        def close(self):
-            raise RuntimeError("deliberate-in-close")
-
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
-    return Bad("bad", [b"body"])
-
-
-def by_write(environ, start_response):
-    write = start_response("200 OK", [("Content-Type", "text/plain")])
-    write(b"w1,")
-    write(b"w2,")
-    return [b"rest"]
-
-
-def only_write(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])(b"only-write")
-    return []
-
-
 def empty(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("X-Empty", "1")])
     return []
-
-
-def empty_bytes(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b""]
 
 
 def status(environ, start_response):
@@ -184,115 +141,8 @@ def status(environ, start_response):
     return [] if line[:3] in ("204", "304") else [b"body"]
 
 
-def body_with_204(environ, start_response):
-    start_response(environ["QUERY_STRING"] + " X", [])
-    return [b"must not be sent"]
-
-
-def headers(environ, start_response):
-    start_response("200 OK", [
-        ("Content-Type", "text/plain"), ("X-Twice", "one"), ("X-Twice", "two"),
-        ("Set-Cookie", "a=1; Path=/"), ("Set-Cookie", "b=2, with comma"), ("X-Latin", "caf\xe9"), ("X-Empty", ""),
-        ("Content-Length", "2"),
-    ])
-    return [b"ok"]
-
-
-def exc_info_replace(environ, start_response):
-    start_response("200 OK", [("X-First", "1")])
-    try:
-        raise ValueError("handled")
-    except ValueError:
-        start_response("503 Replaced", [("Content-Type", "text/plain"), ("X-Second", "1")], sys.exc_info())
-    return [b"replaced"]
-
-
-def exc_info_too_late(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    yield b"sent" * 10
-    try:
-        raise ValueError("deliberate-too-late")
-    except ValueError:
-        start_response("500 Oops", [], sys.exc_info())
-    yield b"never"
-
-
-def start_twice_after_body(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    yield b"sent" * 10
-    start_response("200 OK", [])
-    yield b"never"
-
-
-BAD = {
-    "status-int": lambda sr: sr(200, []),
-    "status-short": lambda sr: sr("20", []),
-    "status-word": lambda sr: sr("OK 200", []),
-    "status-bytes": lambda sr: sr(b"200 OK", []),
-    "status-newline": lambda sr: sr("200 OK\r\nX-Injected: 1", []),
-    "headers-dict": lambda sr: sr("200 OK", {"A": "b"}),
-    "headers-tuple": lambda sr: sr("200 OK", (("A", "b"),)),
-    "header-three": lambda sr: sr("200 OK", [("A", "b", "c")]),
-    "header-bytes": lambda sr: sr("200 OK", [(b"A", b"b")]),
-    "header-value-int": lambda sr: sr("200 OK", [("A", 1)]),
-    "header-value-newline": lambda sr: sr("200 OK", [("A", "b\r\nX-Injected: 1")]),
-    "header-value-lf": lambda sr: sr("200 OK", [("A", "b\nX-Injected: 1")]),
-    "header-name-space": lambda sr: sr("200 OK", [("A B", "b")]),
-    "header-name-empty": lambda sr: sr("200 OK", [("", "b")]),
-    "header-name-newline": lambda sr: sr("200 OK", [("A\r\nX-Injected", "b")]),
-    "header-not-latin": lambda sr: sr("200 OK", [("A", "\u20ac")]),
-    "length-word": lambda sr: sr("200 OK", [("Content-Length", "ten")]),
-    "length-negative": lambda sr: sr("200 OK", [("Content-Length", "-1")]),
-    # stricter than mod_wsgi from here on
-    "header-value-nul": lambda sr: sr("200 OK", [("A", "b\0c")]),
-    "header-name-colon": lambda sr: sr("200 OK", [("A:B", "c")]),
-    "hop-by-hop": lambda sr: sr("200 OK", [("Transfer-Encoding", "chunked")]),
-    "hop-by-hop-connection": lambda sr: sr("200 OK", [("Connection", "close")]),
-    "length-twice": lambda sr: sr("200 OK", [("Content-Length", "2"), ("Content-Length", "3")]),
-    "status-100": lambda sr: sr("100 Continue", []),
-}
-
-
-def bad(environ, start_response):
-    BAD[environ["QUERY_STRING"]](start_response)
-    return [b"ok"]
-
-
-def no_start(environ, start_response):
-    return [b"body without start_response"]
-
-
-def yields_str(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return ["text"]
-
-
-def returns_none(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return None
-
-
 def raises(environ, start_response):
     raise RuntimeError("deliberate-" + environ["QUERY_STRING"])
-
-
-def raises_after_start(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    raise RuntimeError("deliberate-after-start")
-
-
-def raises_system_exit(environ, start_response):
-    sys.exit(3)
-
-
-def too_long(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
-    return [b"12345", b"678"] if environ["QUERY_STRING"] == "two" else [b"12345678"]
-
-
-def too_short(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "500")])
-    return [b"12345"]
 
 
 def exact(environ, start_response):

@@ -78,7 +78,7 @@ class Site(Apache):
     #: lines about a body that exceeds its limit
     TOO_LARGE = r"AH01587|AH00589|AH01588|LimitRequestBody|Requested content-length|exceeds|MWR02\d\d|WSGI0142"
     #: records of an application's exception
-    TRACEBACK = r"WSGI\d{4}|MWR04\d\d|Traceback|File \"|Error|Exception|SystemExit|deliberate|  \S|\^\^"
+    TRACEBACK = r"WSGI\d{4}|MWR04\d\d|Traceback|File \"|Error|Exception|SystemExit|GeneratorExit|Interrupt|deliberate|  \S|\^\^|The above exception"
 
 
 @dataclasses.dataclass(frozen=True)
