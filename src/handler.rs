@@ -52,6 +52,8 @@ struct Route<'r> {
     limits: &'r Limits,
     pass_authorization: bool,
     reloading: bool,
+    /// As REQUEST carries it.
+    timeout: u32,
     error_override: bool,
     buffering: bool,
 }
@@ -254,6 +256,7 @@ fn route<'r>(r: &Request<'r>, runtime: &'r Runtime) -> Result<Route<'r>, Request
         limits,
         pass_authorization: field(alias, place, |d| d.pass_authorization).unwrap_or(false),
         reloading: field(alias, place, |d| d.script_reloading).unwrap_or(true),
+        timeout: field(alias, place, |d| d.request_timeout).unwrap_or(0),
         error_override: field(alias, place, |d| d.error_override).unwrap_or(false),
         buffering: field(alias, place, |d| d.request_buffering).unwrap_or(limits.request_buffering),
     })
@@ -309,6 +312,7 @@ fn build(
     let mut num = [0u8; 20];
     let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
     let mut b = RequestBuilder::new(frame, mtime);
+    b.timeout(route.timeout);
     // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID. The server's own table comes first: what describes this request wins, also
     // over what mod_include has put there for the page around it.
     let mut https = false;

@@ -3,7 +3,7 @@
 use crate::interpreter;
 use crate::options::{GroupOptions, defaults};
 use crate::pool::Limits;
-use mod_wsgi_wire::control::Group;
+use mod_wsgi_wire::control::{Deadlines, Group};
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -63,6 +63,8 @@ pub struct DirConfig {
     pub error_override: Option<bool>,
     /// Off: the application reads the body while the client sends it.
     pub request_buffering: Option<bool>,
+    /// WSGIRequestTimeout as REQUEST carries it: milliseconds, `u32::MAX` = never.
+    pub request_timeout: Option<u32>,
 }
 
 impl DirConfig {
@@ -77,6 +79,7 @@ impl DirConfig {
             script_reloading,
             error_override,
             request_buffering,
+            request_timeout,
         } = inner;
         DirConfig {
             process_group: process_group.clone().or_else(|| self.process_group.clone()),
@@ -86,6 +89,7 @@ impl DirConfig {
             script_reloading: script_reloading.or(self.script_reloading),
             error_override: error_override.or(self.error_override),
             request_buffering: request_buffering.or(self.request_buffering),
+            request_timeout: request_timeout.or(self.request_timeout),
         }
     }
 }
@@ -381,6 +385,12 @@ pub fn resolve(o: &GroupOptions, s: &Surroundings) -> Result<Group, GroupError> 
         application_idle: o.application_idle.unwrap_or(defaults::APPLICATION_IDLE),
         maximum_application_groups: limits(o).maximum_application_groups,
         recycle: o.recycle.clone(),
+        deadlines: Deadlines {
+            request: o.request_timeout.unwrap_or(defaults::REQUEST_TIMEOUT),
+            interrupt: o.interrupt_timeout.unwrap_or(defaults::INTERRUPT_TIMEOUT),
+            deadlock: o.deadlock_timeout.unwrap_or(defaults::DEADLOCK_TIMEOUT),
+            eviction: o.eviction_timeout.unwrap_or(defaults::EVICTION_TIMEOUT),
+        },
         name,
     })
 }

@@ -148,6 +148,9 @@ directives! {
     "WSGIScriptReloading" "On | Off" "On" File Full
         "Whether a changed modification time of the script replaces the workers that have loaded it."
         |t, w| { t.dir.script_reloading = Some(flag(w)?); Ok(()) };
+    "WSGIRequestTimeout" "seconds" "request-timeout of the daemon process group" Directory Full
+        "The request-timeout of requests to this place; 0 = never, for streams and long downloads."
+        |t, w| { t.dir.request_timeout = Some(options::request_timeout(one(w)?)?); Ok(()) };
     "WSGIErrorOverride" "On | Off" "Off" File Full
         "On replaces the application's answers with status 4xx and 5xx by the server's own page (ErrorDocument)."
         |t, w| { t.dir.error_override = Some(flag(w)?); Ok(()) };

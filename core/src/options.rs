@@ -34,6 +34,10 @@ pub struct GroupOptions {
     pub no_new_privileges: Option<bool>,
     /// When workers are replaced.
     pub recycle: Recycle,
+    pub request_timeout: Option<f64>,
+    pub interrupt_timeout: Option<f64>,
+    pub deadlock_timeout: Option<f64>,
+    pub eviction_timeout: Option<f64>,
     /// mod_wsgi options that were given and have no effect in this version.
     pub without_effect: Vec<&'static str>,
 }
@@ -47,6 +51,10 @@ pub mod defaults {
     pub const STARTUP_TIMEOUT: f64 = 15.0;
     pub const GRACEFUL_TIMEOUT: f64 = 15.0;
     pub const SHUTDOWN_TIMEOUT: f64 = 5.0;
+    pub const REQUEST_TIMEOUT: f64 = 0.0;
+    pub const INTERRUPT_TIMEOUT: f64 = 0.0;
+    pub const DEADLOCK_TIMEOUT: f64 = 300.0;
+    pub const EVICTION_TIMEOUT: f64 = 0.0;
     pub const APPLICATION_IDLE: f64 = 600.0;
     pub const MAXIMUM_APPLICATION_GROUPS: u16 = 32;
 }
@@ -112,6 +120,15 @@ fn interval(v: &str) -> Result<f64, String> {
     }
 }
 
+/// Seconds as REQUEST carries them: milliseconds, `u32::MAX` for 0 = never.
+pub(crate) fn request_timeout(v: &str) -> Result<u32, String> {
+    match seconds(v)? {
+        0.0 => Ok(u32::MAX),
+        n if n <= 86_400.0 => Ok(((n * 1000.0) as u32).max(1)),
+        _ => Err("must be a number of seconds from 0 to 86400".to_owned()),
+    }
+}
+
 fn count(v: &str) -> Result<u64, String> {
     v.parse::<u64>().ok().filter(|n| *n <= 1 << 53).ok_or_else(|| "must be a whole number from 0 to 2^53".to_owned())
 }
@@ -162,7 +179,7 @@ pub(crate) fn is_variable_name(k: &str) -> bool {
     c.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_') && c.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-use Express::{No, Same};
+use Express::{No, Same, Value};
 
 macro_rules! options {
     ($($name:literal $value:literal $default:literal $express:expr, $help:literal $set:expr;)*) => {
@@ -217,6 +234,14 @@ options! {
         |o, v| { o.startup_timeout = Some(seconds(v)?); Ok(()) };
     "graceful-timeout" "seconds" "15" Same, "Time a replaced worker has to finish its requests."
         |o, v| { o.graceful_timeout = Some(seconds(v)?); Ok(()) };
+    "request-timeout" "seconds, 0 = never" "0" Value("60"), "Time from the start of a request in the application to the end of its response, without waits for its client. Then 504, and the worker is replaced once its other requests have ended. Per place: WSGIRequestTimeout."
+        |o, v| { request_timeout(v)?; o.request_timeout = Some(seconds(v)?); Ok(()) };
+    "interrupt-timeout" "seconds, 0 = no interruption" "0" Same, "At request-timeout mod_wsgi.RequestTimeout is raised in the request first; this is the time it then has to end. Code that waits outside the interpreter is not reached."
+        |o, v| { o.interrupt_timeout = Some(seconds(v)?); Ok(()) };
+    "deadlock-timeout" "seconds, 0 = never" "300" Value("60"), "A worker whose GIL cannot be had for this long is replaced at once."
+        |o, v| { o.deadlock_timeout = Some(interval(v)?); Ok(()) };
+    "eviction-timeout" "seconds, 0 = graceful-timeout" "0" Same, "Time a worker has to finish its requests after it has got SIGUSR1; its successor starts first."
+        |o, v| { o.eviction_timeout = Some(seconds(v)?); Ok(()) };
     "shutdown-timeout" "seconds" "5" Same, "Time a worker has for its exit handlers before it is killed."
         |o, v| { o.shutdown_timeout = Some(seconds(v)?); Ok(()) };
     "application-idle" "seconds, 0 = never" "600" No, "Workers of an application group other than %{GLOBAL} end after this time without a request."
@@ -255,13 +280,9 @@ pub const WITHOUT_EFFECT: &[&str] = &[
     "chroot",
     "connect-timeout",
     "cpu-priority",
-    "deadlock-timeout",
-    "eviction-timeout",
     "header-buffer-size",
-    "interrupt-timeout",
     "python-eggs",
     "receive-buffer-size",
-    "request-timeout",
     "response-buffer-size",
     "response-flush-delay",
     "response-socket-timeout",
@@ -359,8 +380,8 @@ mod tests {
 
     #[test]
     fn options_of_mod_wsgi_load_and_are_remembered() {
-        let o = parse_text("x server-metrics=on request-timeout=60").unwrap();
-        assert_eq!(o.without_effect, ["server-metrics", "request-timeout"]);
+        let o = parse_text("x server-metrics=on stack-size=60").unwrap();
+        assert_eq!(o.without_effect, ["server-metrics", "stack-size"]);
     }
 
     #[test]

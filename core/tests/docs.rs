@@ -37,7 +37,7 @@ fn directives_page() -> String {
     let of = |e: Effect| directives::TABLE.iter().filter(move |d| d.effect == e);
     let mut out = "# Directives\n\n\
         <!-- Generated from the table in core/src/directives.rs by `make docs`. -->\n\n\
-        Names and meanings are mod_wsgi's; `WSGISupervisor` and `WSGIReloadOnRestart` are new. The options of \
+        Names and meanings are mod_wsgi's; `WSGISupervisor`, `WSGIReloadOnRestart` and `WSGIRequestTimeout` are new. The options of \
         `WSGIDaemonProcess` are in [options.md](options.md).\n\n\
         A directive of the server config holds for all virtual hosts. One that a directory may have is looked up from the \
         inside out: `.htaccess`, directory, virtual host, server.\n"
@@ -119,6 +119,10 @@ fn documented_defaults_are_the_constants() {
     says("startup-timeout", defaults::STARTUP_TIMEOUT);
     says("graceful-timeout", defaults::GRACEFUL_TIMEOUT);
     says("shutdown-timeout", defaults::SHUTDOWN_TIMEOUT);
+    says("request-timeout", defaults::REQUEST_TIMEOUT);
+    says("interrupt-timeout", defaults::INTERRUPT_TIMEOUT);
+    says("deadlock-timeout", defaults::DEADLOCK_TIMEOUT);
+    says("eviction-timeout", defaults::EVICTION_TIMEOUT);
     says("application-idle", defaults::APPLICATION_IDLE);
     says("maximum-application-groups", defaults::MAXIMUM_APPLICATION_GROUPS.into());
 }

@@ -5,11 +5,13 @@
 //! check its range and use the copy; a wrong value may cost its own group a time-out, nothing else.
 #![deny(unsafe_code)]
 
+pub mod journal;
 pub mod layout;
 pub mod map;
 pub mod row;
 pub mod table;
 
+pub use journal::{Entry, Journal, Phase};
 pub use map::Error;
 pub use row::{ClientId, RowState, RowWord, Word};
 pub use table::{Lease, PoolState, Shape, SlotState, Table};

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use crate::layout;
-use crate::table::Shape;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -19,7 +18,7 @@ pub enum Error {
     Sys(#[from] nix::Error),
     #[error("shared table has no seals against shrinking and growing")]
     NotSealed,
-    #[error("shared table has {got} bytes, its shape needs {want}")]
+    #[error("shared memory has {got} bytes instead of {want}")]
     Size { got: u64, want: u64 },
     #[error("shared table of {slots} slots and {rows} rows is out of range")]
     Shape { slots: u16, rows: u16 },
@@ -49,13 +48,12 @@ pub struct Words {
 impl Words {
     /// Checks seals and size of `fd`, then maps it. A table without the seals could be truncated by any holder, and
     /// the reader would die of SIGBUS.
-    pub fn map(fd: impl AsFd, shape: Shape) -> Result<Words, Error> {
+    pub fn map(fd: impl AsFd, want: u64) -> Result<Words, Error> {
         let fd = fd.as_fd();
         let got = SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS)?);
         if !got.contains(seals()) {
             return Err(Error::NotSealed);
         }
-        let want = shape.bytes()?;
         let got = nix::sys::stat::fstat(fd)?.st_size as u64;
         if got != want {
             return Err(Error::Size { got, want });

@@ -92,7 +92,7 @@ impl Table {
     /// Makes a table (supervisor). All slots are EMPTY with generation 0, all rows CLOSED.
     pub fn create(shape: Shape) -> Result<(Table, OwnedFd), Error> {
         let fd = map::create(shape.bytes()?)?;
-        let table = Table { words: Words::map(&fd, shape)?, shape };
+        let table = Table { words: Words::map(&fd, shape.bytes()?)?, shape };
         for s in 0..shape.slots {
             for r in 0..shape.rows {
                 table.row(s, r).store(RowWord { generation: 0, state: RowState::Closed, client: 0 }.pack(), SeqCst);
@@ -106,7 +106,7 @@ impl Table {
 
     /// Maps a received table. The shape comes with the message that carried the descriptor, not from the content.
     pub fn open(fd: impl AsFd, shape: Shape) -> Result<Table, Error> {
-        let table = Table { words: Words::map(fd, shape)?, shape };
+        let table = Table { words: Words::map(fd, shape.bytes()?)?, shape };
         if table.words.word(header::MAGIC).load(SeqCst) != layout::MAGIC {
             return Err(Error::Magic);
         }

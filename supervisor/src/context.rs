@@ -1,12 +1,13 @@
 //! What every part of the supervisor needs: the log, the keeper, the run directory and a few facts.
 
 use crate::channel::Channel;
-use crate::held::ToKeeper;
+use crate::held::{ProcessId, ToKeeper};
 use crate::log::Log;
 use crate::rundir::RunDir;
 use crate::worker::Output;
 use mod_wsgi_wire::frame::Level;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub struct Context {
     pub max_starting: usize,
     /// Workers that start now.
     pub starting: usize,
+    /// Groups in which a worker with stuck requests is being replaced.
+    pub stuck: BTreeSet<(ProcessId, String)>,
     /// Output of processes that outlive their worker: subprocesses that inherited its stdout or stderr.
     pub strays: Vec<Output>,
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     #[error("the plan does not arrive: {0}")]
     Plan(#[from] channel::Error),
-    #[error("the plan came with {0} descriptors instead of 4")]
+    #[error("the plan came with {0} descriptors instead of 5")]
     Descriptors(usize),
     #[error("cannot write the plan: {0}")]
     Write(#[from] serde_json::Error),
@@ -60,7 +60,7 @@ pub fn run() -> Result<Infallible, Error> {
     let control = sys::take_stdin()?;
     let (plan, fds) = receive_exact::<ExecPlan>(control.as_fd())?;
     let count = fds.len();
-    let [table, listener, out, err] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| Error::Descriptors(count))?;
+    let [table, listener, out, err, journal] = <[OwnedFd; 5]>::try_from(fds).map_err(|_| Error::Descriptors(count))?;
     nix::unistd::dup2_stdout(&out)?;
     nix::unistd::dup2_stderr(&err)?;
     drop((out, err));
@@ -87,6 +87,7 @@ pub fn run() -> Result<Infallible, Error> {
 
     worker.fds.control = keep_across_exec(&control)?;
     worker.fds.table = keep_across_exec(&table)?;
+    worker.fds.journal = keep_across_exec(&journal)?;
     worker.fds.listener = keep_across_exec(&listener)?;
     worker.fds.worker_dir = keep_across_exec(&directory)?;
     let mut file = File::from(memfd_create(c"mod-wsgi-rs-plan", MFdFlags::MFD_CLOEXEC)?);

@@ -4,13 +4,14 @@ use crate::channel;
 use crate::context::Context;
 use crate::held::describe;
 use crate::pool::{Ending, Pool};
+use crate::timer::seconds;
 use crate::worker::{Loaded, State, Worker, record_key, socket_name};
-use mod_wsgi_scoreboard::SlotState;
-use mod_wsgi_wire::control::{FromWorker, ToWorker};
+use mod_wsgi_scoreboard::{Entry, SlotState};
+use mod_wsgi_wire::control::{FromWorker, StuckReason, ToWorker};
 use mod_wsgi_wire::frame::Level;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A worker whose control connection has ended is taken for dead for this long.
 const DEAF: Duration = Duration::from_secs(1);
@@ -18,6 +19,8 @@ const DEAF: Duration = Duration::from_secs(1);
 /// there is a wait. A loop of crashes must not keep a processor busy, a few crashes must not stop a site.
 const FREE_DEATHS: usize = 8;
 const DEATH_TIME: Duration = Duration::from_secs(20);
+/// Requests under way that the line about a death names.
+const SHOWN: usize = 5;
 
 impl Pool {
     /// Starts a worker in a free slot. `false`: it cannot be done now.
@@ -128,6 +131,12 @@ impl Pool {
                 w.python = python;
                 self.worker_ready(slot, now, cx);
             }
+            FromWorker::Stuck { reason, row, row_generation } => {
+                w.stuck.push((row, row_generation));
+                w.life.slow_start |= reason == StuckReason::Startup;
+            }
+            FromWorker::Deadlocked => self.deadlocked(slot, now, cx),
+            FromWorker::Evict => self.make_due(slot, "eviction_signal", "it was asked to make way", cx),
             FromWorker::Spent => self.spent(slot, cx),
             FromWorker::Touched { script, mtime } => self.touched(script, mtime, cx),
         }
@@ -153,7 +162,7 @@ impl Pool {
             return;
         }
         let errors: Vec<_> = w.load_errors().map(|(k, e)| (k.clone(), e.to_owned())).collect();
-        let (pid, seconds) = (w.process.pid, now.duration_since(w.started).as_secs_f64());
+        let (pid, took) = (w.process.pid, now.duration_since(w.started).as_secs_f64());
         let served = |key| {
             let ok = |o: &Worker| o.loaded.get(key).is_some_and(|l| l.error.is_none());
             self.workers.values().any(|o| o.slot != slot && o.state == State::Ready && ok(o))
@@ -188,7 +197,7 @@ impl Pool {
             w.tail.clear();
             self.table.open_rows(slot, w.generation);
             (self.failing, self.blocked) = (false, false);
-            let text = format!("worker {pid} of {name} is ready after {seconds:.2} s (Python {})", w.python);
+            let text = format!("worker {pid} of {name} is ready after {took:.2} s (Python {})", w.python);
             cx.log.event(Level::Info, &text);
         }
     }
@@ -198,7 +207,9 @@ impl Pool {
         let Some(w) = self.workers.get_mut(&slot) else { return };
         w.reason = reason.to_owned();
         w.send(&ToWorker::Drain);
-        w.state = State::Draining { until: now + w.graceful_timeout };
+        let evicted = reason == "eviction_signal" && self.group.deadlines.eviction > 0.0;
+        let time = if evicted { seconds(self.group.deadlines.eviction) } else { w.graceful_timeout };
+        w.state = State::Draining { until: now + time };
         self.table.set_slot(slot, w.generation, SlotState::Draining);
         if self.table.drain_rows(slot) == 0 {
             w.exit(w.shutdown_timeout, now);
@@ -278,13 +289,14 @@ impl Pool {
                     self.failing = self.ready() == 0;
                     again = format!("a new one starts in {:.0} s", wait.as_secs_f64());
                 }
-                let requests = self.table.requests(slot);
+                let (requests, doing) = (self.table.requests(slot), under_way(&w));
                 let text = format!(
-                    "MWR0306: worker {pid} of {name} ended unexpectedly with {how} after {:.1} s and {requests} requests; {again}",
+                    "MWR0306: worker {pid} of {name} ended unexpectedly with {how} after {:.1} s and {requests} \
+                     requests{doing}; {again}",
                     lived.as_secs_f64()
                 );
                 cx.log.event(Level::Error, &text);
-                self.last_exit = how;
+                self.last_exit = format!("{how}{doing}");
             }
             State::Draining { .. } | State::Exiting { .. } => {
                 let text = format!("worker {pid} of {name} has ended ({}): {how}", w.reason);
@@ -298,4 +310,21 @@ impl Pool {
 /// The line of a traceback that names the exception.
 fn last_line(text: &str) -> &str {
     text.trim_end().lines().next_back().unwrap_or("")
+}
+
+/// What the threads of a worker were doing, for the log.
+fn under_way(w: &Worker) -> String {
+    let entries = w.journal.entries();
+    if entries.is_empty() {
+        return String::new();
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    let one = |e: &Entry| {
+        let seconds = now.saturating_sub(e.started) as f64 / 1e6;
+        format!("{:?} ({}, {seconds:.1} s)", String::from_utf8_lossy(&e.line), e.phase.name())
+    };
+    let shown: Vec<String> = entries.iter().take(SHOWN).map(one).collect();
+    let more = entries.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("; under way: {}{more}", shown.join(", "))
 }

@@ -304,6 +304,7 @@ impl Pool {
             }
         }
         self.step_recycle(now, cx, &mut next);
+        self.step_stuck(cx);
         self.step_demand(now, &mut next);
         self.step_size(now, cx);
         if let Some(until) = self.backoff.until(now) {
@@ -337,7 +338,8 @@ impl Pool {
                 }
                 State::Draining { until } => {
                     let left = self.table.drain_rows(slot);
-                    if left == 0 || now >= until {
+                    // Requests that were given up are not waited for.
+                    if left <= w.stuck.len() || now >= until {
                         w.exit(w.shutdown_timeout, now);
                     }
                     *next = (*next).min(now + SWEEP);

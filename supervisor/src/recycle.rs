@@ -6,6 +6,7 @@ use crate::pool::Pool;
 use crate::sys;
 use crate::timer::seconds;
 use crate::worker::{State, Worker};
+use mod_wsgi_scoreboard::RowState;
 use mod_wsgi_wire::control::Recycle;
 use mod_wsgi_wire::frame::Level;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub struct Lifetime {
     next_look: Option<Instant>,
     /// Why it is to be replaced, in mod_wsgi's words for subscribers of `process_stopping`.
     pub due: Option<&'static str>,
+    /// What it has given up was the load of a script.
+    pub slow_start: bool,
 }
 
 /// A random number from 0 to `most`.
@@ -134,6 +137,43 @@ impl Pool {
         }
         for (slot, reason, text) in due {
             self.make_due(slot, reason, &text, cx);
+        }
+    }
+
+    /// One of the workers with a stuck request is marked, unless such a replacement of this group is under way already:
+    /// a database that does not answer must not make all workers of a group start anew at once.
+    pub(crate) fn step_stuck(&mut self, cx: &mut Context) {
+        let table = &self.table;
+        for w in self.workers.values_mut().filter(|w| !w.stuck.is_empty()) {
+            // The application may have come back after all.
+            w.stuck.retain(|(row, generation)| {
+                let now = (*row < table.shape().rows).then(|| table.row_at(w.slot, *row));
+                now.is_some_and(|now| now.generation == *generation && now.state == RowState::Running)
+            });
+        }
+        let key = (self.master, self.group.name.clone());
+        if !self.is_current() || cx.stuck.contains(&key) {
+            return;
+        }
+        let next =
+            self.workers.values().find(|w| w.state == State::Ready && !w.stuck.is_empty() && w.life.due.is_none());
+        if let Some((slot, n, slow)) = next.map(|w| (w.slot, w.stuck.len(), w.life.slow_start)) {
+            cx.stuck.insert(key);
+            let reason = if slow { "startup_timeout" } else { "request_timeout" };
+            self.make_due(slot, reason, &format!("{n} of its requests are stuck"), cx);
+        }
+    }
+
+    /// Whether a worker is being replaced for stuck requests.
+    pub(crate) fn replaces_stuck(&self) -> bool {
+        self.workers.values().any(|w| matches!(w.life.due, Some("request_timeout" | "startup_timeout")))
+    }
+
+    /// A worker whose interpreter does not go on: nothing in it can end, so nothing is waited for.
+    pub(crate) fn deadlocked(&mut self, slot: u16, now: Instant, cx: &mut Context) {
+        self.make_due(slot, "deadlock_timeout", "its interpreter is deadlocked", cx);
+        if self.workers.get(&slot).is_some_and(|w| matches!(w.state, State::Ready | State::Draining { .. })) {
+            self.exit(slot, now, "deadlock_timeout");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{WORKER_DIR_VARIABLE, sys, timer};
 use mod_wsgi_scoreboard::ClientId;
 use mod_wsgi_wire::frame::Level;
 use nix::poll::{PollFd, PollFlags, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -193,6 +193,7 @@ impl Supervisor {
             server_gid,
             max_starting: std::thread::available_parallelism().map_or(1, |n| n.get()),
             starting: 0,
+            stuck: BTreeSet::new(),
             strays: Vec::new(),
         };
         let mut s = Supervisor {
@@ -303,6 +304,8 @@ impl Supervisor {
             next = self.repair_at.map_or(next, |at| next.min(at));
         }
         self.cx.starting = self.pools.values().map(Pool::starting).sum();
+        let replacing = self.pools.values().filter(|p| p.replaces_stuck());
+        self.cx.stuck = replacing.map(|p| (p.master, p.group.name.clone())).collect();
         let (clients, register_until) = (&self.clients, self.register_until);
         let gone = |n: ClientId| now >= register_until && !clients.contains_key(&n);
         for pool in self.pools.values_mut() {

@@ -8,6 +8,7 @@ use crate::log::Lines;
 use crate::pool::Pool;
 use crate::recycle::Lifetime;
 use crate::timer::seconds;
+use mod_wsgi_scoreboard::Journal;
 use mod_wsgi_wire::control::{Preload, ToWorker};
 use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::plan::{ExecPlan, WorkerFds, WorkerPlan};
@@ -139,6 +140,10 @@ pub struct Worker {
     pub load_set: Vec<Preload>,
     pub loaded: BTreeMap<(String, String), Loaded>,
     pub tail: VecDeque<String>,
+    /// What its threads are doing.
+    pub journal: Journal,
+    /// Rows with their generations whose requests it has given up.
+    pub stuck: Vec<(u16, u32)>,
     pub shutdown_timeout: Duration,
     pub graceful_timeout: Duration,
 }
@@ -159,6 +164,7 @@ impl Worker {
     pub fn spawn(pool: &Pool, slot: u16, generation: u32, cx: &mut Context, now: Instant) -> std::io::Result<Worker> {
         let group = &pool.group;
         let listener = pool.sockets.bind(&socket_name(slot, generation), cx.server_uid, cx.server_gid)?;
+        let (journal, journal_fd) = Journal::create(group.threads).map_err(std::io::Error::other)?;
         let (control, theirs) = UnixStream::pair()?;
         let control = Channel::new(control)?;
         let (out_read, out_write) = std::io::pipe()?;
@@ -199,6 +205,9 @@ impl Worker {
                 startup_timeout: group.startup_timeout,
                 shutdown_timeout: group.shutdown_timeout,
                 orphan_timeout: ORPHAN_TIMEOUT,
+                request_timeout: group.deadlines.request,
+                interrupt_timeout: group.deadlines.interrupt,
+                deadlock_timeout: group.deadlines.deadlock,
                 maximum_requests: life.requests,
                 health_check_path: group.recycle.health_check_path.clone(),
                 fds: WorkerFds::default(),
@@ -226,10 +235,13 @@ impl Worker {
             load_set,
             loaded: BTreeMap::new(),
             tail: VecDeque::new(),
+            journal,
+            stuck: Vec::new(),
             shutdown_timeout: seconds(group.shutdown_timeout),
             graceful_timeout: seconds(group.graceful_timeout),
         };
-        let fds = [pool.table_fd.as_fd(), listener.as_fd(), out_write.as_fd(), err_write.as_fd()];
+        let out_and_err = (out_write.as_fd(), err_write.as_fd());
+        let fds = [pool.table_fd.as_fd(), listener.as_fd(), out_and_err.0, out_and_err.1, journal_fd.as_fd()];
         let sent = worker.control.as_mut().map(|c| c.send(&plan, &fds));
         if let Some(Err(e)) = sent {
             worker.kill();

@@ -3,7 +3,9 @@
 
 use mod_wsgi_scoreboard::{Shape, Table};
 use mod_wsgi_supervisor::channel::Channel;
-use mod_wsgi_wire::control::{Config, FromSupervisor, Group, Preload, Recycle, RefusedReason, Secret, ToSupervisor};
+use mod_wsgi_wire::control::{
+    Config, Deadlines, FromSupervisor, Group, Preload, Recycle, RefusedReason, Secret, ToSupervisor,
+};
 use mod_wsgi_wire::frame::Level;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid, geteuid};
@@ -114,6 +116,7 @@ impl House {
             application_idle: 600.0,
             maximum_application_groups: 2,
             recycle: Recycle::default(),
+            deadlines: Deadlines::default(),
         }
     }
 
@@ -253,9 +256,9 @@ fn a_worker_starts_serves_its_table_and_stops_with_the_server() {
     assert!(token.bytes().is_some());
     let log = h.log();
     assert!(log.contains(&format!("[wsgi:warn] [pid {pid}] started\\x1b in {}", h.dir.display())), "{log}");
-    // Nothing else is inherited: 0 to 2, control, table, listener, plan, worker files, bootstrap; no environment.
+    // Nothing else is inherited: 0 to 2, control, table, listener, journal, plan, worker files, bootstrap; no environment.
     let of = |what: &str| format!("/proc/{pid}/{what}");
-    assert_eq!(std::fs::read_dir(of("fd")).unwrap().count(), 9);
+    assert_eq!(std::fs::read_dir(of("fd")).unwrap().count(), 10);
     let environ = std::fs::read_to_string(of("environ")).unwrap();
     let names: Vec<&str> = environ.split_terminator('\0').map(|e| e.split('=').next().unwrap()).collect();
     assert_eq!(names, ["MOD_WSGI_RS_PLAN", "PATH"]);

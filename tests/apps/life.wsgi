@@ -44,9 +44,24 @@ def wait_for(name):
         time.sleep(0.01)
 
 
+def catch(name):
+    try:
+        wait_for(name)
+    except mod_wsgi.RequestTimeout:
+        return "caught"
+
+
+def hold(seconds):
+    """Keeps the GIL."""
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(int(seconds))
+
+
 def application(environ, start_response):
     word, argument = environ["PATH_INFO"].strip("/"), environ["QUERY_STRING"]
-    what = {"spin": spin, "grow": grow, "alloc": allocate, "wait": wait_for, "sleep": lambda s: time.sleep(float(s))}
+    what = {"spin": spin, "grow": grow, "alloc": allocate, "wait": wait_for, "catch": catch, "hold": hold}
+    what["sleep"] = lambda s: time.sleep(float(s))
     said = what[word](argument) if word in what else word
     body = ("%d %s" % (os.getpid(), said)).encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])

@@ -59,6 +59,15 @@ def worker_files(directory):
     return directory
 
 
+def sealed(name, size):
+    """A memfd of zeros that nobody can make shorter or longer."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
+    fcntl.fcntl(fd, 1033, 1 | 2 | 4)
+    return fd
+
+
 class Table:
     """The shared table, as server processes and the supervisor see it."""
 
@@ -66,10 +75,7 @@ class Table:
         self.slots, self.threads, self.rows = slots, threads, rows
         self.row_words = -(-rows // LINE_WORDS) * LINE_WORDS
         words = HEADER_WORDS + slots * (SLOT_WORDS + self.row_words)
-        self.fd = os.memfd_create("table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, words * 8)
-        # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
-        fcntl.fcntl(self.fd, 1033, 1 | 2 | 4)
+        self.fd = sealed("table", words * 8)
         self.map = mmap.mmap(self.fd, words * 8)
         self.words = memoryview(self.map).cast("Q")
         self.words[0] = MAGIC
@@ -147,7 +153,10 @@ class Worker:
         self.control, theirs = socket.socketpair()
         worker_dir = os.open(self.files, os.O_PATH | os.O_DIRECTORY)
         bootstrap = os.open(self.files / "bootstrap.py", os.O_RDONLY)
+        # as scoreboard/src/journal.rs: 36 words for each thread
+        self.journal = sealed("journal", threads * 36 * 8)
         fds = {
+            "journal": self.journal,
             "control": theirs.fileno(),
             "table": self.table.fd,
             "listener": listener.fileno(),
@@ -354,8 +363,9 @@ class Client:
         generation=1,
         row_generation=None,
         method=None,
+        timeout=0,
     ):
-        """Sends a REQUEST; gives its row."""
+        """Sends a REQUEST; gives its row. `timeout`: milliseconds, 0 = the group's, 2**32 - 1 = none."""
         worker = self.worker
         if row is None:
             with worker.lock:
@@ -393,7 +403,7 @@ class Client:
             mtime,
             0 if stream else length,
             len(coded),
-            0,
+            timeout,
         )
         inline = b"" if flags else body
         self.send(REQUEST, fixed + coded + inline, flags, [] if body_fd is None else [body_fd])
@@ -449,11 +459,12 @@ def key_ids():
     """Numbers of the known keys, read from the one list."""
     global KEYS
     if KEYS is None:
-        KEYS = {}
+        keys = {}
         for line in (ROOT / "wire" / "src" / "keys.rs").read_text().splitlines():
             parts = line.split()
             if len(parts) == 3 and parts[0].isdigit() and parts[2].endswith('",'):
-                KEYS[parts[2][1:-2]] = int(parts[0])
+                keys[parts[2][1:-2]] = int(parts[0])
+        KEYS = keys
     return KEYS
 
 

@@ -95,6 +95,23 @@ pub struct Group {
     /// When workers are replaced. Absent in records of an earlier version: never.
     #[serde(default)]
     pub recycle: Recycle,
+    /// Deadlines of requests. Absent in records of an earlier version: none.
+    #[serde(default)]
+    pub deadlines: Deadlines,
+}
+
+/// Deadlines of requests and of the interpreter, seconds; 0 = none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deadlines {
+    /// From a request's claim to the end of its response, without time spent on its client.
+    pub request: f64,
+    /// What a request that was interrupted at that deadline may still take; 0 = it is not interrupted.
+    pub interrupt: f64,
+    /// How long the GIL may not be had.
+    pub deadlock: f64,
+    /// What a worker may take that has been asked to make way; 0 = the graceful timeout.
+    pub eviction: f64,
 }
 
 /// When workers of a group are replaced although nothing has changed, and how. 0 = never.
@@ -241,6 +258,16 @@ pub enum ToWorker {
     Exit { timeout: f64, reason: String },
 }
 
+/// What has taken too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StuckReason {
+    /// The application: request-timeout.
+    Request,
+    /// The load of a script at its first request: startup-timeout.
+    Startup,
+}
+
 /// Worker to supervisor over the control socket.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -253,6 +280,12 @@ pub enum FromWorker {
     Touched { script: String, mtime: u64 },
     /// It has served as many requests as its plan allows.
     Spent,
+    /// A request has taken too long and has been given up; its thread may never come back.
+    Stuck { reason: StuckReason, row: u16, row_generation: u32 },
+    /// The GIL cannot be had.
+    Deadlocked,
+    /// It has been asked (SIGUSR1) to make way for another.
+    Evict,
     /// A log record that belongs to no request.
     Log { level: Level, text: String },
 }

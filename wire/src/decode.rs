@@ -155,6 +155,8 @@ pub struct Request<'a> {
     pub body_fd: bool,
     /// BODY frames follow.
     pub body_stream: bool,
+    /// Milliseconds the application may take; 0 = what the group says, `u32::MAX` = any time.
+    pub timeout: u32,
     /// Inline body.
     pub body: &'a [u8],
     entries: u16,
@@ -180,7 +182,7 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     let script_mtime = c.u64()?;
     let body_len = c.u64()?;
     let environ_len = c.u32()? as usize;
-    c.u32()?;
+    let timeout = c.u32()?;
     debug_assert_eq!(c.at, REQUEST_FIXED);
     if environ_len > limits::MAX_ENVIRON || entries as usize > limits::MAX_ENTRIES {
         return Err(Error::Value { at: 32 });
@@ -199,7 +201,7 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     }
     e.done().map_err(|e| shift(e, REQUEST_FIXED))?;
     let row = RowRef { slot_generation, row, row_generation, client };
-    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, body, entries, environ })
+    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, timeout, body, entries, environ })
 }
 
 fn shift(e: Error, by: usize) -> Error {

@@ -86,6 +86,12 @@ impl<'a> RequestBuilder<'a> {
         RequestBuilder { out, start, entries: 0, too_long: None }
     }
 
+    /// What the application may take, milliseconds; 0 = what the group says, `u32::MAX` = any time.
+    pub fn timeout(&mut self, milliseconds: u32) {
+        let at = self.start + limits::HEADER + 36;
+        self.out[at..at + 4].copy_from_slice(&milliseconds.to_le_bytes());
+    }
+
     /// Adds an entry whose key has an id in [`crate::keys`].
     pub fn known(&mut self, id: u8, value: &[u8]) {
         debug_assert!(id != 0 && (id as usize) < crate::keys::NAMES.len());

@@ -5,7 +5,8 @@ use crate::control::{Group, Preload, Secret};
 use serde::{Deserialize, Serialize};
 
 /// Supervisor to `exec-worker`, as one control-encoded message over its standard input, which is the worker's control
-/// socket. Descriptors with it, in this order: table memfd, listening socket, stdout pipe, stderr pipe.
+/// socket. Descriptors with it, in this order: table memfd, listening socket, stdout pipe, stderr
+/// pipe, journal memfd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecPlan {
     pub group: Group,
@@ -39,6 +40,13 @@ pub struct WorkerPlan {
     pub shutdown_timeout: f64,
     /// Seconds without a control connection after which the worker drains and ends.
     pub orphan_timeout: f64,
+    /// [`crate::control::Deadlines`].
+    #[serde(default)]
+    pub request_timeout: f64,
+    #[serde(default)]
+    pub interrupt_timeout: f64,
+    #[serde(default)]
+    pub deadlock_timeout: f64,
     /// Requests after which it reports [`crate::control::FromWorker::Spent`]; 0 = never.
     #[serde(default)]
     pub maximum_requests: u64,
@@ -55,6 +63,8 @@ pub struct WorkerFds {
     pub control: i32,
     pub table: i32,
     pub listener: i32,
+    /// Memfd in which it notes what its threads do.
+    pub journal: i32,
     /// Directory of the worker files (O_PATH|O_DIRECTORY).
     pub worker_dir: i32,
 }

@@ -5,9 +5,9 @@
 mod targets;
 
 use mod_wsgi_wire::control::{
-    self, Config, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
+    self, Config, Deadlines, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
 };
-use mod_wsgi_wire::control::{ToSupervisor, ToWorker};
+use mod_wsgi_wire::control::{StuckReason, ToSupervisor, ToWorker};
 use mod_wsgi_wire::decode::{self, Error, Key};
 use mod_wsgi_wire::encode::{self, Body, RequestBuilder, RowRef, TooLong, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level, flags};
@@ -394,6 +394,7 @@ prop_compose! {
         texts in vec(".{0,12}", 9), numbers in any::<[u16; 3]>(), ids in any::<[u32; 3]>(), times in vec(seconds(), 4),
         bits in any::<[bool; 2]>(), groups in vec(any::<u32>(), 0..4), python_path in vec(".{0,9}", 0..3),
         umask in proptest::option::of(0u32..0o1000), env in btree_map(".{1,8}", ".{0,20}", 0..5), recycle in recycles(),
+        deadlines in vec(seconds(), 4),
     ) -> Group {
         let mut t = texts.into_iter();
         let mut text = || t.next().unwrap();
@@ -403,6 +404,9 @@ prop_compose! {
             home: text(), umask, lang: text(), locale: text(), display_name: text(), env, no_new_privileges: bits[1],
             startup_timeout: times[0], graceful_timeout: times[1], shutdown_timeout: times[2],
             application_idle: times[3], maximum_application_groups: numbers[2], recycle,
+            deadlines: Deadlines {
+                request: deadlines[0], interrupt: deadlines[1], deadlock: deadlines[2], eviction: deadlines[3],
+            },
         }
     }
 }
@@ -467,6 +471,13 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         }),
         (".{0,20}", any::<u64>()).prop_map(|(script, mtime)| FromWorker::Touched { script, mtime }),
         Just(FromWorker::Spent),
+        Just(FromWorker::Deadlocked),
+        Just(FromWorker::Evict),
+        (any::<u16>(), any::<u32>()).prop_map(|(row, row_generation)| FromWorker::Stuck {
+            reason: StuckReason::Request,
+            row,
+            row_generation
+        }),
         (levels(), ".{0,60}").prop_map(|(level, text)| FromWorker::Log { level, text }),
     ]
 }

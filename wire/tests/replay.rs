@@ -5,7 +5,7 @@
 mod targets;
 
 use mod_wsgi_wire::control::{
-    self, Config, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
+    self, Config, Deadlines, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
 };
 use mod_wsgi_wire::control::{ToSupervisor, ToWorker};
 use mod_wsgi_wire::encode::{self, Body, RequestBuilder, RowRef, patch_row};
@@ -303,6 +303,7 @@ fn group() -> Group {
         application_idle: 600.0,
         maximum_application_groups: 32,
         recycle: Recycle { maximum_requests: 1000, health_check_path: vec!["/live".into()], ..Recycle::default() },
+        deadlines: Deadlines { request: 60.0, deadlock: 300.0, ..Deadlines::default() },
     }
 }
 
@@ -352,9 +353,12 @@ fn controls() -> Vec<Seed> {
             startup_timeout: 15.0,
             shutdown_timeout: 5.0,
             orphan_timeout: 10.0,
+            request_timeout: 60.0,
+            interrupt_timeout: 0.0,
+            deadlock_timeout: 300.0,
             maximum_requests: 1040,
             health_check_path: vec!["/live".into()],
-            fds: WorkerFds { control: 3, table: 4, listener: 5, worker_dir: 6 },
+            fds: WorkerFds { control: 3, table: 4, listener: 5, journal: 7, worker_dir: 6 },
         },
     };
     let loaded = FromWorker::Loaded {

@@ -4,9 +4,10 @@
 use crate::fds::Fd;
 use crate::shared::lock;
 use crate::sys;
+use crate::watch;
 use mod_wsgi_wire::decode;
 use mod_wsgi_wire::encode;
-use mod_wsgi_wire::frame::{Header, Level};
+use mod_wsgi_wire::frame::{AbortReason, Header, Level};
 use mod_wsgi_wire::limits;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
@@ -190,6 +191,22 @@ impl Conn {
         self.write(&mut lock(&self.out), head, data, true)
     }
 
+    /// Sends ABORT from outside the serving thread and ends the connection: whatever the application still sends goes
+    /// nowhere. `false`: a frame is just being sent; to be tried again.
+    pub fn give_up(&self, reason: AbortReason) -> bool {
+        let Ok(mut out) = self.out.try_lock() else { return false };
+        if !out.gone && out.pending.is_empty() {
+            let mut frame = Vec::new();
+            encode::abort(&mut frame, reason, 0);
+            // A full socket: the peer sees the end of the connection instead.
+            let _ = send(self.fd.raw(), &frame, send_flags());
+        }
+        out.gone = true;
+        drop(out);
+        let _ = nix::sys::socket::shutdown(self.fd.raw(), nix::sys::socket::Shutdown::Both);
+        true
+    }
+
     /// Whether a rest of a frame waits to be sent.
     pub fn has_pending(&self) -> bool {
         self.out.try_lock().map_or(true, |o| !o.pending.is_empty())
@@ -242,7 +259,7 @@ impl Conn {
     /// Waits until the socket may be read or written, or has failed.
     pub fn wait(&self, flags: PollFlags) {
         // An error (EINTR) only means another round for the caller.
-        let _ = poll(&mut [PollFd::new(self.fd.as_fd(), flags)], PollTimeout::NONE);
+        let _ = watch::blocked(|| poll(&mut [PollFd::new(self.fd.as_fd(), flags)], PollTimeout::NONE));
     }
 
     /// Receives towards one frame, into `buf` if it fits there in one go.

@@ -51,7 +51,7 @@ impl Control {
             // Also after an accept that failed for want of descriptors.
             self.shared.rearm_listener();
         }
-        let mut wake = self.next_beat;
+        let mut wake = self.next_beat.min(self.shared.check_clocks(now));
         if let Some(exit) = self.shared.exit() {
             if now >= exit.deadline {
                 sys::exit_now(1);

@@ -18,6 +18,7 @@ mod serve;
 mod shared;
 mod sys;
 mod turn;
+mod watch;
 
 use mod_wsgi_wire::control::FromWorker;
 use mod_wsgi_wire::frame::Level;
@@ -104,6 +105,20 @@ fn wait(py: Python<'_>) -> PyResult<Option<String>> {
     Ok(shared.exit().map(|e| e.reason))
 }
 
+/// Asks the supervisor for a successor, after which this process ends. `False`: there is no supervisor.
+#[pyfunction]
+fn evict() -> PyResult<bool> {
+    let shared = shared()?;
+    shared.tell(&FromWorker::Evict);
+    Ok(!shared.is_alone())
+}
+
+/// Number of the signal that writes the stacks of all threads.
+#[pyfunction]
+fn stacks_signal() -> i32 {
+    sys::stacks_signal()
+}
+
 /// Orders the end of this process.
 #[pyfunction]
 fn request_exit(reason: &str, timeout: f64) -> PyResult<()> {
@@ -111,13 +126,13 @@ fn request_exit(reason: &str, timeout: f64) -> PyResult<()> {
     Ok(())
 }
 
-/// Waits until no request runs, at most half of the time that is left until the deadline.
+/// Waits until no request runs but those given up, at most half of the time that is left until the deadline.
 #[pyfunction]
 fn wait_idle(py: Python<'_>) -> PyResult<bool> {
     let shared = shared()?;
     let Some(exit) = shared.exit() else { return Ok(true) };
     let until = Instant::now() + exit.deadline.saturating_duration_since(Instant::now()) / 2;
-    Ok(py.detach(|| poll_until(until, || shared.inside() == 0)))
+    Ok(py.detach(|| poll_until(until, || shared.inside() <= shared.watch.lost())))
 }
 
 /// Waits until the supervisor has every message, at most a second.
@@ -184,6 +199,8 @@ fn _worker(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(loaded, m)?)?;
     m.add_function(wrap_pyfunction!(wait, m)?)?;
     m.add_function(wrap_pyfunction!(request_exit, m)?)?;
+    m.add_function(wrap_pyfunction!(evict, m)?)?;
+    m.add_function(wrap_pyfunction!(stacks_signal, m)?)?;
     m.add_function(wrap_pyfunction!(wait_idle, m)?)?;
     m.add_function(wrap_pyfunction!(flush_messages, m)?)?;
     m.add_function(wrap_pyfunction!(log_record, m)?)?;

@@ -8,6 +8,7 @@ use crate::head;
 use crate::log;
 use crate::serve::Runtime;
 use crate::sys;
+use crate::watch;
 use mod_wsgi_wire::encode;
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level, flags};
 use mod_wsgi_wire::limits;
@@ -48,13 +49,17 @@ impl<'py> Response<'_, 'py> {
         let result = match result {
             Ok(result) => result,
             Err(e) => {
+                watch::over(self.py);
+                let reason = self.reason(AbortReason::Application, &e);
                 self.report(e);
-                return self.abort(AbortReason::Application, true);
+                return self.abort(reason, true);
             }
         };
         let end = match self.body(&result) {
             Ok(end) => end,
             Err((reason, e)) => {
+                watch::over(self.py);
+                let reason = self.reason(reason, &e);
                 self.report(e);
                 if self.abort(reason, false) { End::Closing } else { End::Gone }
             }
@@ -162,6 +167,7 @@ impl<'py> Response<'_, 'py> {
                 break;
             }
         }
+        watch::over(self.py);
         match self.call.get().send(self.py, b"", flags::END) {
             Ok(()) => Ok(End::Closing),
             Err(SendError::Gone) => Ok(End::Gone),
@@ -183,6 +189,7 @@ impl<'py> Response<'_, 'py> {
             Err(SendError::Rule(e)) => return Err((AbortReason::Protocol, e)),
         }
         encode::file(&mut frame, file.offset, len, flags::END);
+        watch::over(self.py);
         let conn = self.conn;
         let sent = self.py.detach(|| match conn.send_file(&frame, &file.fd) {
             Ok(false) => file.send_bytes(conn, len),
@@ -213,6 +220,10 @@ impl<'py> Response<'_, 'py> {
         }
     }
 
+    fn reason(&self, otherwise: AbortReason, error: &PyErr) -> AbortReason {
+        if self.runtime.is_timeout(self.py, error) { AbortReason::Timeout } else { otherwise }
+    }
+
     /// Logs an exception with its traceback.
     fn report(&self, error: PyErr) {
         self.runtime.report_exception(self.py, error, self.script);
@@ -220,6 +231,7 @@ impl<'py> Response<'_, 'py> {
 
     /// The last acts before DONE: unfinished lines, dropped records. Later records go to the supervisor.
     fn before_done(&self) {
+        watch::over(self.py);
         log::flush_all();
         let dropped = self.conn.take_dropped();
         if dropped > 0 {

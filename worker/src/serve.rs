@@ -12,9 +12,10 @@ use crate::scripts::{self, App, Target};
 use crate::shared::{self, LISTENER, Shared};
 use crate::sys;
 use crate::turn::Window;
+use crate::watch::{self, Clock};
 use mod_wsgi_scoreboard::{Lease, RowState, RowWord};
 use mod_wsgi_wire::frame::{AbortReason, Header, Kind, Level, flags};
-use mod_wsgi_wire::{decode, encode, limits};
+use mod_wsgi_wire::{decode, encode, keys, limits};
 use nix::sys::socket::{SockFlag, accept4};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -48,13 +49,16 @@ pub struct Runtime {
     started: Py<PyAny>,
     /// `finished(environ, status, reads, input bytes, writes, output bytes)`.
     finished: Py<PyAny>,
+    /// The class RequestTimeout.
+    request_timeout: Py<PyType>,
 }
 
 static RUNTIME: PyOnceLock<Runtime> = PyOnceLock::new();
 
 /// Takes over the Python half's functions. Once, before any thread serves.
 #[pyfunction]
-#[pyo3(signature = (*, file_wrapper, load, report, missing, started, finished))]
+#[pyo3(signature = (*, file_wrapper, load, report, missing, started, finished, request_timeout))]
+#[allow(clippy::too_many_arguments)]
 pub fn configure(
     py: Python<'_>,
     file_wrapper: Py<PyType>,
@@ -63,12 +67,20 @@ pub fn configure(
     missing: Py<PyAny>,
     started: Py<PyAny>,
     finished: Py<PyAny>,
+    request_timeout: Py<PyType>,
 ) -> PyResult<()> {
-    let runtime = Runtime { file_wrapper, load, report, missing, started, finished };
+    let shared = shared::get().ok_or_else(|| PyRuntimeError::new_err("not started"))?;
+    watch::spawn(shared, request_timeout.clone_ref(py), py)?;
+    let runtime = Runtime { file_wrapper, load, report, missing, started, finished, request_timeout };
     RUNTIME.set(py, runtime).map_err(|_| PyRuntimeError::new_err("configured twice"))
 }
 
 impl Runtime {
+    /// Whether an exception is the interruption of a request that took too long.
+    pub fn is_timeout(&self, py: Python<'_>, error: &PyErr) -> bool {
+        error.is_instance(py, self.request_timeout.bind(py))
+    }
+
     /// Logs an exception with its traceback.
     pub fn report_exception(&self, py: Python<'_>, error: PyErr, script: &str) {
         if let Err(e) = self.report.bind(py).call1((error.into_value(py), script)) {
@@ -93,6 +105,8 @@ struct Server {
     out: Vec<u8>,
     last: Option<Arc<App>>,
     input_key: Py<PyString>,
+    /// Python's number of this thread.
+    ident: u64,
 }
 
 /// Serves requests for ever. `base`: the entries of environ that never change for this thread.
@@ -103,7 +117,9 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
     let runtime = RUNTIME.get(py).ok_or_else(missing)?;
     let builder = Builder::new(py, base)?;
     let input_key = PyString::intern(py, "wsgi.input").unbind();
-    let mut server = Server { shared, runtime, number, builder, out: Vec::new(), last: None, input_key };
+    let ident: u64 = py.import("_thread")?.call_method0("get_ident")?.extract()?;
+    watch::set_thread(number);
+    let mut server = Server { shared, runtime, number, builder, out: Vec::new(), last: None, input_key, ident };
     let mut buf = vec![0; RECEIVE];
     let mut window = Window::new();
     let mut held_long = false;
@@ -307,7 +323,17 @@ impl Server {
         if generation == shared.plan.slot_generation && shared.table.claim(&lease) {
             shared.enter();
             let guard = RowGuard { shared, lease, counts: !shared.is_health_check(&request) };
-            let served = catch_unwind(AssertUnwindSafe(|| self.run(py, &conn, &request, fd)));
+            let line = (
+                request.get(keys::REQUEST_METHOD).unwrap_or_default(),
+                request.get(keys::REQUEST_URI).or(request.get(keys::PATH_INFO)).unwrap_or_default(),
+            );
+            let timeout = match request.timeout {
+                0 => None,
+                u32::MAX => Some(Duration::ZERO),
+                ms => Some(Duration::from_millis(ms.into())),
+            };
+            let clock = Clock::start(shared, (self.number, self.ident), &conn, lease, timeout, line);
+            let served = catch_unwind(AssertUnwindSafe(|| self.run(py, &conn, &request, fd, &clock)));
             alive = served.unwrap_or_else(|_| {
                 // The panic hook has written where it happened to fd 2.
                 log::record(
@@ -319,6 +345,8 @@ impl Server {
                 let _ = conn.try_send(&frame);
                 false
             });
+            // Before the row: whoever sees the row free finds no request in the journal.
+            drop(clock);
             drop(guard);
         } else {
             // Recalled: nothing of it may run. The server closes this connection.
@@ -333,7 +361,14 @@ impl Server {
     }
 
     /// Runs a claimed request. `false`: the connection must be closed.
-    fn run(&mut self, py: Python<'_>, conn: &Arc<Conn>, request: &decode::Request<'_>, fd: Option<OwnedFd>) -> bool {
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        conn: &Arc<Conn>,
+        request: &decode::Request<'_>,
+        fd: Option<OwnedFd>,
+        clock: &Clock<'_>,
+    ) -> bool {
         let call = match Py::new(py, Call::new(conn.clone())) {
             Ok(call) => call,
             Err(_) => return false,
@@ -345,7 +380,7 @@ impl Server {
         }
         let script = String::from_utf8_lossy(target.script);
         let response = Response { py, runtime: self.runtime, conn, call: &call, out: &mut out, script: &script };
-        let alive = self.run_with(response, &target, request, fd);
+        let alive = self.run_with(response, &target, request, fd, clock);
         call.get().finish();
         self.out = out;
         alive
@@ -357,6 +392,7 @@ impl Server {
         target: &Target<'_>,
         request: &decode::Request<'_>,
         fd: Option<OwnedFd>,
+        clock: &Clock<'_>,
     ) -> bool {
         let py = response.py;
         let (conn, call) = (response.conn, response.call);
@@ -376,11 +412,12 @@ impl Server {
             }
         };
         let current = Current::enter(py, self.number as usize, conn, &environ, call);
-        let alive = match self.application(py, target, request.script_mtime) {
+        let alive = match self.application(py, target, request.script_mtime, clock) {
             Ok(Some(application)) => {
                 if self.shared.events.load(Relaxed) {
-                    self.call_with_events(response, &environ, &input, application)
+                    self.call_with_events(response, &environ, &input, application, clock)
                 } else {
+                    clock.enter(py);
                     let result = application.call1((&environ, call));
                     response.send(result)
                 }
@@ -409,12 +446,18 @@ impl Server {
         py: Python<'py>,
         target: &Target<'_>,
         mtime: u64,
+        clock: &Clock<'_>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let app = match scripts::find(target, &mut self.last) {
             Some(app) => app,
             None => {
                 let callable = String::from_utf8_lossy(target.callable);
-                let loaded: bool = self.runtime.load.bind(py).call1((target.script, &*callable))?.extract()?;
+                let load = || self.runtime.load.bind(py).call1((target.script, &*callable));
+                let loaded: bool = match clock.load(load) {
+                    Some(loaded) => loaded?.extract()?,
+                    // Given up; whatever is sent goes nowhere.
+                    None => return Ok(None),
+                };
                 match scripts::find(target, &mut self.last) {
                     Some(app) if loaded => app,
                     _ => return Ok(None),
@@ -440,6 +483,7 @@ impl Server {
         environ: &Bound<'py, PyDict>,
         input: &Py<Input>,
         application: Bound<'py, PyAny>,
+        clock: &Clock<'_>,
     ) -> bool {
         let (py, call) = (response.py, response.call);
         let wrapped = self.runtime.started.bind(py).call1((environ, &application, self.number));
@@ -451,6 +495,7 @@ impl Server {
             }
         };
         let script = response.script;
+        clock.enter(py);
         let result = application.call1((environ, call));
         let alive = response.send(result);
         let (status, written, writes) = call.get().totals();

@@ -5,7 +5,8 @@ use crate::conn::Conn;
 use crate::fds::{self, Fd};
 use crate::sys;
 use crate::turn::Turn;
-use mod_wsgi_scoreboard::{Shape, Table};
+use crate::watch::Watch;
+use mod_wsgi_scoreboard::{Journal, Shape, Table};
 use mod_wsgi_wire::control::{self, FromWorker};
 use mod_wsgi_wire::decode::Request;
 use mod_wsgi_wire::frame::Level;
@@ -30,6 +31,8 @@ pub struct Shared {
     pub plan: WorkerPlan,
     pub token: [u8; 16],
     pub table: Table,
+    pub journal: Journal,
+    pub watch: Watch,
     epoll: Epoll,
     pub listener: Fd,
     pub control: Fd,
@@ -110,6 +113,8 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
     let control = take("control", plan.fds.control)?;
     let listener = take("listener", plan.fds.listener)?;
     let table_fd = take("table", plan.fds.table)?;
+    let journal = take("journal", plan.fds.journal)?;
+    let journal = Journal::open(&journal, plan.threads).map_err(|e| e.to_string())?;
     let shape = Shape { slots: plan.slots, threads: plan.threads, rows: plan.rows };
     let table = Table::open(&table_fd, shape).map_err(|e| e.to_string())?;
     if plan.slot >= plan.slots {
@@ -122,6 +127,8 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
     let shared = Shared {
         token,
         table,
+        journal,
+        watch: Watch::new(plan.threads, plan.request_timeout),
         epoll,
         listener,
         control,
@@ -373,6 +380,11 @@ impl Shared {
     pub fn queue_empty(&self) -> bool {
         let queue = lock(&self.queue);
         queue.closed || queue.messages.is_empty() && !queue.in_flight
+    }
+
+    /// Whether the supervisor's end has gone.
+    pub fn is_alone(&self) -> bool {
+        lock(&self.queue).closed
     }
 
     /// The supervisor's end has gone.

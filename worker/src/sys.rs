@@ -1,7 +1,10 @@
-//! The only unsafe code of the worker: descriptors given by number, the argv area, a page that a fork wipes, `_exit`.
-//! Every function is safe to call from any thread and needs no interpreter.
+//! The only unsafe code of the worker: descriptors given by number, the argv area, a page that a fork wipes, `_exit`,
+//! exceptions for other threads. Every function is safe to call from any thread; where one needs the interpreter, it
+//! takes the proof that it is attached.
 #![allow(unsafe_code)]
 
+use pyo3::prelude::*;
+use pyo3::types::PyType;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -175,4 +178,24 @@ pub fn forked() -> bool {
     }
     // SAFETY: set once by `watch_forks` to a page that stays mapped, in forked children too.
     unsafe { &*word }.load(Relaxed) == 0
+}
+
+/// Sets an exception that the thread with Python's number `ident` raises at its next bytecode; `None` takes it back.
+pub fn set_async_exception(_py: Python<'_>, ident: u64, exception: Option<&Bound<'_, PyType>>) {
+    // A borrowed reference: the interpreter takes one of its own.
+    let object = exception.map_or(std::ptr::null_mut(), |e| e.as_ptr());
+    // SAFETY: the GIL is held, `_py` says so; the object
+    // is a live exception class or NULL; a number that belongs to no thread is ignored.
+    unsafe { pyo3::ffi::PyThreadState_SetAsyncExc(ident as std::ffi::c_ulong as _, object) };
+}
+
+/// Number of the signal on which faulthandler writes the stacks of all threads; `main.py` registers it.
+pub fn stacks_signal() -> i32 {
+    libc::SIGRTMIN() + 5
+}
+
+/// Sends this process that signal.
+pub fn signal_stacks() {
+    // SAFETY: getpid and kill take and give plain numbers; faulthandler's handler is registered before anything serves.
+    unsafe { libc::kill(libc::getpid(), stacks_signal()) };
 }

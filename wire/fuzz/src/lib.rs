@@ -110,6 +110,7 @@ pub mod request {
         assert!(r.body.len() <= limits::MAX_INLINE_BODY);
         let mut out = Vec::new();
         let mut b = RequestBuilder::new(&mut out, r.script_mtime);
+        b.timeout(r.timeout);
         let mut entries = 0;
         for (key, value) in r.entries() {
             entries += 1;

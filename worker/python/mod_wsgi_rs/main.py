@@ -10,8 +10,8 @@ import time
 
 from . import _worker, api, events, report, scripts, streams
 
-# Real-time signal on which the stacks of all threads are written to descriptor 2, also while C code holds the GIL.
-STACKS = _signal.SIGRTMIN + 5
+# Signal on which the stacks of all threads are written to descriptor 2, also while C code holds the GIL.
+STACKS = _worker.stacks_signal()
 
 
 class Worker:
@@ -60,6 +60,7 @@ class Worker:
             missing=report.missing,
             started=events.request_started,
             finished=events.request_finished,
+            request_timeout=api.RequestTimeout,
         )
 
     def base(self, number):
@@ -104,6 +105,8 @@ class Worker:
                 time.sleep(1)
 
     def on_stop(self, number, _frame):
+        if number == _signal.SIGUSR1 and _worker.evict():
+            return
         reason = "graceful_signal" if number == _signal.SIGUSR1 else "shutdown_signal"
         _worker.request_exit(reason, self.plan["shutdown_timeout"])
 

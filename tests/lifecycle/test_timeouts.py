@@ -1,0 +1,213 @@
+"""Deadlines of requests and of the interpreter (L2, L3, L4): each works alone, and only what is late pays for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from harness.apache import Apache
+from harness.load import Load
+from harness.wait import wait_until
+
+pytestmark = pytest.mark.ours
+ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
+STACKS = r"  File |Thread 0x|Current thread 0x|Extension modules|\(most recent call first\)|<no Python frame>|^$"
+
+
+def server(apache, options: str, processes: int = 1, extra: str = "", **kw) -> Apache:
+    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n{ALIAS}{extra}", **kw)
+    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
+    one.log.allow(STACKS)
+    return one
+
+
+def in_background(call) -> list:
+    """Runs `call` in a thread; the list gets what it returns."""
+    out: list = []
+    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
+    return out
+
+
+@pytest.mark.parametrize("mpm", ["event", "prefork"])
+def test_request_timeout(apache, mpm: str) -> None:
+    """L2: 504, request line and stacks of all threads in the log; only that worker is replaced, and another request in
+    it ends first."""
+    one = server(apache, "request-timeout=1 graceful-timeout=20", processes=2, mpm=mpm)
+    one.expect_log("MWR0436")
+    before = one.ready()
+    stuck = in_background(lambda: one.get("/wait?never", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    began = time.monotonic()
+    with Load(one.port, "/sleep?0.02", clients=2) as load:
+        assert wait_until(lambda: stuck, 10)[0].status == 504
+        assert 0.5 < time.monotonic() - began < 3
+        lines = one.log.wait("MWR0436.*GET /wait.never.*request-timeout")
+        assert "has run for 1." in lines[0]
+        one.log.wait(r"File .*life\.wsgi.* in wait_for")
+        wait_until(lambda: len(before - one.ready()) == 1 and len(one.ready()) == 2, 10, "one is replaced")
+        load.more(50)
+    assert not load.bad, load.bad[:3]
+    one.log.wait(r"has ended \(request_timeout\)")
+    assert len(before & one.ready()) == 1
+
+
+def test_other_requests_of_a_stuck_worker_end_well(apache) -> None:
+    """L2: what runs beside the stuck request in the same worker is finished."""
+    place = "<Location /sleep>\nWSGIRequestTimeout 0\n</Location>\n"
+    one = server(apache, "request-timeout=0.5 graceful-timeout=20", extra=place)
+    one.expect_log("MWR0436")
+    (before,) = one.ready()
+    slow = in_background(lambda: one.get("/sleep?3", timeout=20))
+    stuck = in_background(lambda: one.get("/wait?never", timeout=20))
+    assert wait_until(lambda: stuck, 10)[0].status == 504
+    wait_until(lambda: before not in one.ready(), 10)
+    assert not slow, "the successor serves while the old worker waits for its other request"
+    r = wait_until(lambda: slow, 10)[0]
+    assert r.status == 200 and int(r.text.split()[0]) == before
+
+
+def test_per_location(apache) -> None:
+    """L2: WSGIRequestTimeout of a place replaces that of the group; 0 is never."""
+    one = server(
+        apache,
+        "request-timeout=0.4",
+        extra="""
+<Location /sleep>
+WSGIRequestTimeout 0
+</Location>
+<Location /spin>
+WSGIRequestTimeout 1.5
+</Location>
+""",
+    )
+    before = one.ready()
+    assert one.get("/sleep?1.2").status == 200
+    assert one.get("/spin?0.8").status == 200
+    assert one.ready() == before
+    one.expect_log("MWR0436")
+    assert one.get("/alloc?1").status == 200
+    assert one.get("/wait?never").status == 504
+
+
+def test_at_most_one_replacement(apache) -> None:
+    """L2, pitfall 7.6: a database that does not answer makes one worker start anew, not all at once."""
+    one = server(apache, "request-timeout=0.5 shutdown-timeout=2", processes=3)
+    one.log.allow("MWR0436")
+    answers = [in_background(lambda: one.get("/wait?never", timeout=20)) for _ in range(9)]
+    least, under_way = 3, 0
+
+    def look() -> bool:
+        nonlocal least, under_way
+        states = [w["state"] for w in one.workers()]
+        least = min(least, states.count("ready"))
+        under_way = max(under_way, states.count("draining") + states.count("exiting"))
+        return all(answers)
+
+    wait_until(look, 20, "all are answered")
+    assert {a[0].status for a in answers} == {504}
+    before = one.ready()
+    wait_until(lambda: look() and not one.ready() & before and len(one.ready()) == 3, 40, "one after the other goes")
+    assert least == 3 and under_way == 1
+    assert one.get("/").status == 200
+
+
+def test_interrupt(apache) -> None:
+    """L3: the exception ends the request, its traceback says where it was; the worker stays."""
+    one = server(apache, "request-timeout=0.5 interrupt-timeout=5")
+    before = one.ready()
+    one.expect_log("MWR0437.*GET /wait.never")
+    one.expect_log("MWR0430: exception mod_wsgi.RequestTimeout")
+    one.log.allow("Traceback|RequestTimeout|    [a-z]|  \\^\\^")
+    assert one.get("/wait?never").status == 504
+    one.log.wait(r'life\.wsgi", line \d+, in wait_for')
+    for _ in range(20):
+        assert one.get("/").status == 200
+    assert one.ready() == before
+
+
+def test_an_application_may_answer_the_interruption(apache) -> None:
+    """L3: what the application makes of the exception is its answer."""
+    one = server(apache, "request-timeout=0.5 interrupt-timeout=5")
+    one.expect_log("MWR0437")
+    r = one.get("/catch?never")
+    assert (r.status, r.text.split()[1]) == (200, "caught")
+
+
+def test_an_interruption_that_does_not_help(apache) -> None:
+    """L3: code outside the interpreter is not reached; after interrupt-timeout it is as without."""
+    one = server(apache, "request-timeout=0.5 interrupt-timeout=0.5")
+    before = one.ready()
+    one.expect_log("MWR0437")
+    one.expect_log("MWR0436")
+    began = time.monotonic()
+    assert one.get("/sleep?30").status == 504
+    assert 0.9 < time.monotonic() - began < 3
+    wait_until(lambda: one.ready() and not one.ready() & before, 10)
+
+
+def test_deadlock(apache) -> None:
+    """L4: a thread that keeps the GIL for ever: stacks, replacement, 502 for what ran, other requests served."""
+    one = server(apache, "deadlock-timeout=1 shutdown-timeout=1")
+    one.expect_log("MWR0438")
+    one.log.allow("MWR0207|MWR0309")
+    before = one.ready()
+    stuck = in_background(lambda: one.get("/hold?60", timeout=30))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    other = in_background(lambda: one.get("/", timeout=30))
+    assert wait_until(lambda: other, 15)[0].status == 200
+    assert wait_until(lambda: stuck, 15)[0].status == 502
+    one.log.wait(r"in hold")
+    assert not one.ready() & before
+
+
+def test_a_slow_start_has_its_own_message(apache) -> None:
+    """L4: startup-timeout counts from the start of the process; the message says so, requests get 503."""
+    one = apache("WSGIDaemonProcess g processes=1 threads=3 startup-timeout=1\n" + ALIAS, start=False)
+    one.write("life.wsgi", "import time\ntime.sleep(60)\n")
+    one.start()
+    one.log.allow("MWR020[34]|MWR0309")
+    one.expect_log("MWR0305.*it was not ready within 1 s")
+    assert one.get("/", timeout=20).status == 503
+
+
+def test_a_script_that_loads_too_long(apache) -> None:
+    """L4: the same for a script that loads at its first request: 504, and the worker is replaced."""
+    late = "WSGIScriptAliasMatch ^/late/(.*) {apps}/$1.wsgi process-group=g application-group=%{GLOBAL}\n"
+    one = apache("WSGIDaemonProcess g processes=1 threads=3 startup-timeout=1\n" + late + ALIAS)
+    one.log.allow(STACKS)
+    wait_until(one.ready)
+    one.write("sleeper.wsgi", "import time\ntime.sleep(60)\n")
+    before = one.ready()
+    one.expect_log("MWR0439.*GET /late/sleeper.*startup-timeout")
+    assert one.get("/late/sleeper", timeout=20).status == 504
+    wait_until(lambda: one.ready() and not one.ready() & before, 15)
+    one.log.wait(r"has ended \(startup_timeout\)")
+
+
+def test_eviction(apache) -> None:
+    """L4: SIGUSR1 to a worker: the successor first, running requests end, at most eviction-timeout."""
+    one = server(apache, "eviction-timeout=10 graceful-timeout=0.1")
+    (victim,) = one.ready()
+    slow = in_background(lambda: one.get("/sleep?1.5", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    os.kill(victim, signal.SIGUSR1)
+    assert wait_until(lambda: slow, 10)[0].status == 200
+    one.log.wait(r"has ended \(eviction_signal\)")
+    assert one.ready() and victim not in one.ready()
+
+
+def test_what_a_dead_worker_was_doing(apache) -> None:
+    """L9: the line about a death names the requests that ran, with their phase and age; `ctl status` repeats it."""
+    one = server(apache, "")
+    (victim,) = one.ready()
+    lost = in_background(lambda: one.get("/wait?never&secret=no", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    os.kill(victim, signal.SIGKILL)
+    one.expect_log(r'MWR0306.*signal 9.*under way: "GET /wait\?never&secret=no" \(application, \d')
+    one.expect_log("MWR0207")
+    assert wait_until(lambda: lost, 10)[0].status == 502
+    assert any("GET /wait" in p["last_exit"] for p in one.pools())
