@@ -56,8 +56,18 @@ def test_each_version(apache, version: tuple[int, int]) -> None:
         pytest.skip(f"no CPython {version[0]}.{version[1]} on this machine")
     server: Apache = apache(start=False)
     venv = product.make_venv(server.prefix / "venv", python)
+    alias = "process-group=v application-group=%{GLOBAL}"
     server.config = (
-        group("v", venv) + "WSGIScriptAlias /c {apps}/conform.wsgi process-group=v application-group=%{GLOBAL}\n"
+        group("v", venv)
+        + f"WSGIScriptAlias /c {{apps}}/conform.wsgi {alias}\n"
+        + f"WSGIScriptAlias /checked {{apps}}/cases.wsgi callable-object=validated {alias}\n"
+    )
+    server.write(
+        "cases/reads.py",
+        "def application(environ, start_response):\n"
+        "    body = environ['wsgi.input'].read(int(environ['CONTENT_LENGTH']))\n"
+        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
+        "    return [body]\n",
     )
     server.start()
     v = look(server, "/v")
@@ -65,7 +75,7 @@ def test_each_version(apache, version: tuple[int, int]) -> None:
     assert server.get("/c/echo", method="POST", body=b"x" * 100000).body == b"x" * 100000
     assert server.get("/c/as-generator").body == b"g1,g2"
     assert server.get("/c/file-wrapper?whole:100000").complete
-    assert server.get("/c/validated", method="POST", body=b"v").body == b"v"
+    assert server.get("/checked/reads", method="POST", body=b"v").body == b"v"
 
 
 @pytest.mark.ours
