@@ -16,6 +16,7 @@ mod plan;
 mod process;
 mod render;
 mod root;
+mod sources;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
@@ -99,7 +100,8 @@ fn run(matches: &ArgMatches) -> Result<u8, Error> {
 }
 
 fn express(matches: &ArgMatches, setup_only: bool) -> Result<u8, Error> {
-    let mut plan = plan::Plan::resolve(&options::Values(matches))?;
+    let matches = sources::with_environment(matches)?;
+    let mut plan = plan::Plan::resolve(&options::Values(&matches))?;
     plan.setup_only |= setup_only;
     process::serve(&plan)
 }

@@ -255,12 +255,15 @@ fn unit(o: &Opt) -> String {
 
 /// The command line of `express`, built from the table.
 pub fn command(name: &'static str) -> Command {
-    let mut command = Command::new(name).about("Serve a WSGI application through a private Apache").arg(
-        Arg::new("application")
-            .value_name("APPLICATION")
-            .num_args(0..)
-            .help("A WSGI script file, or package.module:callable"),
-    );
+    let mut command = Command::new(name)
+        .about("Serve a WSGI application through a private Apache")
+        .after_help("Each option can also be given by a variable: --url-alias by MOD_WSGI_RS_URL_ALIAS.")
+        .arg(
+            Arg::new("application")
+                .value_name("APPLICATION")
+                .num_args(0..)
+                .help("A WSGI script file, or package.module:callable"),
+        );
     for section in Section::ALL {
         for o in OPTIONS.iter().filter(|o| o.section == section) {
             let parser: ValueParser = match o.kind {
@@ -347,7 +350,8 @@ fn document() -> String {
     let mut out = String::from(
         "# Options of `mod-wsgi-rs express`\n\n<!-- Generated from the table in express/src/options.rs by `make docs`. -->\n\n\
          ```\nmod-wsgi-rs express [OPTIONS] APPLICATION\n```\n\n`APPLICATION` is a WSGI script file, or `package.module:callable`. \
-         How the pieces fit together is in [express.md](express.md).\n",
+         How the pieces fit together is in [express.md](express.md).\n\nEach option can also be given by a variable of the \
+         environment: `--url-alias` by `MOD_WSGI_RS_URL_ALIAS`, see [express.md](express.md#variables).\n",
     );
     for section in Section::ALL {
         out.push_str(&format!("\n## {}\n", section.title()));

@@ -297,3 +297,46 @@ def test_options_of_the_daemon_process(express) -> None:
     y: Express = express()
     code, said = y.fail("app.wsgi", "--max-rss", "12")
     assert code == 2 and "from 1M to 1024G" in said
+
+
+def test_variables(express) -> None:
+    """D7: an option by its variable, also outside a container; the command line is stronger, the common names weaker."""
+    x: Express = express(
+        env={
+            "MOD_WSGI_RS_CALLABLE_OBJECT": "other",
+            "MOD_WSGI_RS_THREADS": "3",
+            "MOD_WSGI_RS_SETENV": "SITE shop MOTTO 'open all day'",
+            "MOD_WSGI_RS_ACCESS_LOG": "on",
+            "MOD_WSGI_RS_HOST": "",
+            "MOD_WSGI_RS_PORT": "1",
+            "WEB_CONCURRENCY": "2",
+            "PORT": "1",
+        }
+    )
+    x.write("app.wsgi", INSPECT.replace("def application(", "def other("))
+    x.start("app.wsgi", "--threads", "4")
+    v = json.loads(x.get("/").body)
+    assert v["multiprocess"] is True
+    config = (x.root / "httpd.conf").read_text()
+    assert "processes=2 threads=4 " in config and "threads=3" not in config
+    assert 'SetEnv "SITE" "shop"' in config and 'SetEnv "MOTTO" "open all day"' in config
+    assert "CustomLog" in config
+    assert x.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MOD_WSGI_RS_THREADS", "many", ["'many'"]),
+        ("MOD_WSGI_RS_ACCESS_LOG", "maybe", ["yes", "off", "'maybe'"]),
+        ("MOD_WSGI_RS_THREDS", "1", ["names no option", "MOD_WSGI_RS_THREADS is --threads"]),
+        ("WEB_CONCURRENCY", "0", ["'0'", "1..=500"]),
+    ],
+)
+def test_bad_variable(express, name: str, value: str, words: list[str]) -> None:
+    """D17: a bad variable is one clear line and a non-zero status."""
+    x: Express = express(env={name: value})
+    x.write("app.wsgi", HELLO)
+    code, output = x.fail("app.wsgi")
+    assert code == 2 and name in output and all(w in output for w in words), output
+    assert len(output.strip().splitlines()) == 1
