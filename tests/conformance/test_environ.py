@@ -10,6 +10,8 @@ import pytest
 
 from harness import http, product
 from harness.apache import Apache
+from harness.case import text
+from harness.site import Site
 
 BASIC = "Basic " + base64.b64encode(b"someone:secret").decode()
 
@@ -110,7 +112,76 @@ def test_mod_wsgi_keys(server: Apache) -> None:
         kind, value = e[f"mod_wsgi.{key}"]
         assert kind == "float" and value > 1e9, (key, kind, value)
     assert v["mod_wsgi.request_start"] <= v["mod_wsgi.application_start"]
-    assert v.get("mod_wsgi.request_id", "x") and v.get("mod_wsgi.connection_id", "x")
+    assert not product.is_ours() or v["mod_wsgi.request_id"]
+
+
+@pytest.mark.parametrize(("mount", "many"), [("/case", True), ("/single", False)])
+def test_threads_and_processes(server: Site, case, mount: str, many: bool) -> None:
+    """W2, PEP 3333: multithread where the process has several threads, multiprocess where the group may have several
+    processes; never run_once."""
+
+    def app(environ, start_response):
+        keys = ("wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once")
+        return text(start_response, json.dumps([environ[k] for k in keys]))
+
+    assert json.loads(case(app, mount).get().body) == [many, many, False]
+
+
+def test_url_scheme_from_the_variable_https(server: Site) -> None:
+    """W2: the server's variable HTTPS decides wsgi.url_scheme and is itself not passed on."""
+    for place, scheme in (("https", "https"), ("https-off", "http")):
+        v = values(server, f"/environ-json/{place}")
+        assert v["wsgi.url_scheme"] == scheme and "HTTPS" not in v
+
+
+@pytest.mark.ours
+def test_variables_of_the_server(server: Site) -> None:
+    """W2: what the server's configuration sets arrives, in Latin-1; what describes the request cannot be replaced from
+    there, and the interface's own names cannot be taken."""
+    v = values(server, "/environ-json/set")
+    assert v["MWR_LATIN"] == "caf\xc3\xa9" and v["MWR_EMPTY"] == "" and v["MWR_SETENV"] == "from-setenv"
+    assert v["app.setting"] == "of the application" and v["HTTP_X_SET"] == "from the server"
+    assert v["REMOTE_USER"] == "from the server", "nothing else says who it is"
+    plain = values(server)
+    own = ("REQUEST_METHOD", "SCRIPT_NAME", "SERVER_NAME", "HTTP_HOST", "wsgi.url_scheme", "mod_wsgi.process_group")
+    assert {k: v[k] for k in own} == {k: plain[k] for k in own}
+    assert v["wsgi.errors"] is None, "an object, not the text"
+    assert "PATH" not in v and values(server, "/environ-json/set", headers=[("X-Set", "1")])["HTTP_X_SET"] == "1"
+
+
+def test_no_key_but_text(server: Site) -> None:
+    """PEP 3333: environ is an exact dict of native strings, whose values under CGI names are native strings with code
+    points up to 255."""
+
+    def high(value: object) -> bool:
+        return isinstance(value, str) and any(ord(c) > 255 for c in value)
+
+    fields = [("X-Latin", "\xff\x80\xe9"), ("User-Agent", "\u00fc")]
+    e = environ(server, "/environ-json/%E2%82%AC?%E2%82%AC=\xe2\x82\xac", headers=fields)
+    assert e["*exact-dict"][1] is True
+    for key, (kind, value) in e.items():
+        assert kind == "str" or "." in key or key == "*exact-dict", key
+        assert not high(value), key
+    assert e["HTTP_X_LATIN"][1] == "\xff\x80\xe9"
+    assert e["PATH_INFO"][1].encode("latin-1").decode() == "/environ-json/\u20ac"
+    assert e["REQUEST_URI"][1] == "/environ-json/%E2%82%AC?%E2%82%AC=\xe2\x82\xac"
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "Content-Type", "Transfer-Encoding", "Expect", "Proxy"])
+def test_fields_without_a_key(server: Site, name: str) -> None:
+    """W2: fields that have keys of their own, or are the server's affair, are not there as HTTP_ keys."""
+    value = {"Content-Length": "3", "Transfer-Encoding": "chunked", "Expect": "100-continue"}.get(name, "x")
+    body = b"3\r\nabc\r\n0\r\n\r\n" if name == "Transfer-Encoding" else b"abc"
+    fields = [(name, value)]
+    v = values(server, method="POST", headers=fields, body=body)
+    assert "HTTP_" + name.upper().replace("-", "_") not in v and v["CONTENT_LENGTH"] == "3"
+
+
+def test_no_length_without_a_body(server: Site) -> None:
+    """PEP 3333: CONTENT_LENGTH and CONTENT_TYPE may be absent; where there is no body they are, or empty."""
+    v = values(server)
+    assert v.get("CONTENT_LENGTH", "") == "" and v.get("CONTENT_TYPE", "") == ""
+    assert values(server, method="POST", headers=[("Content-Length", "0")])["CONTENT_LENGTH"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +261,8 @@ def test_remote_user(server: Apache) -> None:
         ("/environ-json/a//b///c", "", "/environ-json/a/b/c"),
         ("/environ-json/%3Fq", "", "/environ-json/?q"),
         ("/environ-json/./x/../y", "", "/environ-json/y"),
+        ("//mounted//below///environ-json", "/mounted/below", "/environ-json"),
+        ("/mounted/below/environ-json//", "/mounted/below", "/environ-json/"),
     ],
 )
 def test_script_name_and_path_info(server: Apache, target: str, script_name: str, path_info: str) -> None:
