@@ -77,6 +77,7 @@ class Apache:
         tls: bool = False,
         log_level: str = "notice wsgi:info",
         allow_override: str = "AllowOverride None",
+        module: pathlib.Path | None = None,
     ):
         self.prefix = pathlib.Path(tempfile.mkdtemp(prefix="mwr-"))
         self.prefix.chmod(0o755)
@@ -92,6 +93,8 @@ class Apache:
         self.scratch.chmod(0o1777)
         shutil.copytree(product.TESTS / "apps", self.apps, ignore=shutil.ignore_patterns("__pycache__"))
         self.mpm, self.modules, self.load = mpm, list(modules), load
+        #: another module than the one under test, to compare with
+        self.module = module
         self.allow_override = allow_override
         self.args, self.log_level, self.tls = list(args), log_level, tls
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE_"))}
@@ -177,7 +180,7 @@ class Apache:
             f"<Directory />\nRequire all granted\n{self.allow_override}\n</Directory>",
         ]
         if self.load:
-            lines += [f"LoadModule wsgi_module {product.module()}", f"WSGISocketPrefix {self.run}/wsgi"]
+            lines += [f"LoadModule wsgi_module {self.module or product.module()}", f"WSGISocketPrefix {self.run}/wsgi"]
         if self.tls:
             cert = self._certificate()
             lines += [
@@ -386,7 +389,7 @@ class Apache:
             except Timeout:
                 left = "\n".join(map(str, self.leftovers()))
                 raise AssertionError(f"left {deadline} s after the stop:\n{left}") from None
-            if product.is_ours():
+            if product.is_ours() and self.module is None:
                 sockets = self.sockets()
                 assert not sockets, f"socket files left after the stop: {sockets}"
         finally:
