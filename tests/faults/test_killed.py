@@ -76,7 +76,7 @@ def test_f1_all_workers_killed_at_once(run: Run, front: Make) -> None:
     t.clean(running=THREADS * len(killed))
 
 
-CRASHES = {"segv": "signal 11", "abort": "signal 6", "exit": "exit status 3", "kill": "signal 9"}
+CRASHES = {"segv": "signal 11", "abort": "signal 6", "exit": "exit code 3", "kill": "signal 9"}
 
 
 @pytest.mark.parametrize("how", CRASHES)
@@ -100,7 +100,9 @@ def test_f1_crash_inside_a_request(run: Run, front: Make, how: str) -> None:
     t.clean(running=THREADS * run.times(2, 10))
     assert all(len(counted.begun(f.ids)[f"crash-{how}-{i}"]) == 1 for i in range(run.times(2, 10))), "never sent again"
     # the request that did it can be found
-    assert len(f.server.log.find(r"MWR0306.*; under way: .*GET /crash")) == run.times(2, 10), "the request line is named"
+    assert len(f.server.log.find(r"MWR0306.*; under way: .*GET /crash")) == run.times(2, 10), (
+        "the request line is named"
+    )
 
 
 @pytest.fixture
