@@ -237,7 +237,7 @@ class Counted:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Counted:
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115
+        self._out = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "harness.counted", self._file.name, *self.args]
         here = pathlib.Path(__file__).resolve().parent.parent
         self._process = subprocess.Popen(command, stdout=self._out, cwd=here)
@@ -323,6 +323,10 @@ def tally(results: list[Outcome], notes: pathlib.Path, killed: Iterable[int] = (
     """Sets what the clients saw against what the application did. `killed`: workers that the test has ended. `cut_off`:
     it has ended processes of the server too, so that connections may break."""
     ran, ended = begun(notes), set(killed)
+
+    def told(r: Outcome) -> bool:
+        return r.status == 502 or (r.cut and r.status == 200)
+
     running, lost, wrong = [], [], []
     for r in results:
         where = ran.get(r.name, [])
@@ -333,9 +337,7 @@ def tally(results: list[Outcome], notes: pathlib.Path, killed: Iterable[int] = (
             wrong.append(r)
         elif r.stale and not where:
             continue
-        elif where and where[-1] in ended and (r.status == 502 or r.cut and r.status == 200):
-            running.append(r)
-        elif cut_off and r.status == 0 or (cut_off and r.cut):
+        elif (where and where[-1] in ended and told(r)) or (cut_off and (r.status == 0 or r.cut)):
             running.append(r)
         else:
             lost.append(r)
