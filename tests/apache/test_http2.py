@@ -289,3 +289,19 @@ def test_the_client_resets_its_body(server: Apache) -> None:
         c.flush()
         wait_until(lambda: "resets OSError 5" in told.read_text(), 10, "the application is told")
         assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+
+
+@pytest.mark.ours
+def test_files_on_many_streams(server: Apache) -> None:
+    """W10, pitfalls S11, H16: one file in 30 streams at once, every third of which its client resets."""
+    data = os.urandom(1 << 20)
+    (server.scratch / "many.bin").write_bytes(data)
+    with client(server) as c:
+        streams = [c.get("/app/file?name=many.bin") for _ in range(30)]
+        for s in streams[::3]:
+            c.h2.reset_stream(s)
+        c.flush()
+        for s in streams:
+            if s not in streams[::3]:
+                assert c.read(s) == data and c.ended[s] == "whole"
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"

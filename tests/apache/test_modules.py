@@ -104,9 +104,9 @@ CacheQuickHandler off
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Apache]:
-    apache = Apache(CONFIG, modules=MODULES)
+@pytest.fixture(scope="module", params=["event", "prefork"])
+def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
+    apache = Apache(CONFIG, modules=MODULES, mpm=request.param)
     htdocs = apache.prefix / "htdocs"
     cache = apache.prefix / "cache"
     cache.mkdir()
