@@ -21,7 +21,7 @@ WORKER_ENV := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1
 PYTEST := build/venv/bin/python -m pytest
 PYTEST_ARGS ?=
 
-.PHONY: help run build dev install test test-all test-rust test-python lint docs bench clean
+.PHONY: help run build dev install images test test-all test-rust test-python test-docker lint docs bench clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -50,6 +50,9 @@ install: ## Install below PREFIX (/usr/local); DESTDIR for packages
 	ln -sfn ../lib/mod-wsgi-rs/mod-wsgi-rs "$(DESTDIR)$(PREFIX)/bin/mod-wsgi-rs"
 	echo "Installed. Apache loads the module with:"
 	echo "    LoadModule wsgi_module $(PREFIX)/lib/mod-wsgi-rs/mod_wsgi_rs.so"
+
+images: ## Build the Docker images of docker/
+	@docker/images.sh
 
 test: ## Lint and run all tests
 	@scripts/setup.sh test

@@ -1,4 +1,4 @@
-//! `mod-wsgi-rs ctl status`: asks a running supervisor over its control socket.
+//! `mod-wsgi-rs ctl status` and `ctl live`: ask a running supervisor over its control socket.
 
 use crate::error::Error;
 use mod_wsgi_wire::control::{FromSupervisor, ToSupervisor, decode, encode};
@@ -23,6 +23,12 @@ pub fn status(directory: &Path, json: bool) -> Result<u8, Error> {
         print!("{}", describe(&value));
     }
     Ok(0)
+}
+
+/// Whether the supervisor of a run directory answers: the liveness of a container. It asks nothing of the server, whose
+/// threads may all be busy, and is no request.
+pub fn live(directory: &Path) -> Result<u8, Error> {
+    ask(directory).map(|_| 0)
 }
 
 /// The run directory of an express server root: where its control socket is.

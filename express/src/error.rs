@@ -49,6 +49,10 @@ pub enum Error {
     Value { option: &'static str, value: String, why: String },
     #[error("{0}")]
     Ctl(String),
+    #[error("hook '{}' {why}", path.display())]
+    Hook { path: PathBuf, why: String },
+    #[error("'{}'{} {why}", path.display(), if *line > 0 { format!(", line {line},") } else { String::new() })]
+    Settings { path: PathBuf, line: usize, why: String },
     #[error("internal error: {0}; please report this")]
     Internal(String),
 }
@@ -83,13 +87,20 @@ impl Error {
             Error::Value { .. } => "MWR0617",
             Error::Ctl(_) => "MWR0618",
             Error::Internal(_) => "MWR0619",
+            Error::Hook { .. } => "MWR0640",
+            Error::Settings { .. } => "MWR0641",
         }
     }
 
     /// Exit status: 2 when the command line itself is at fault, 70 for our own faults, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Error::Usage(_) | Error::NoApplication | Error::NotYet | Error::Value { .. } | Error::Account(_) => 2,
+            Error::Usage(_)
+            | Error::NoApplication
+            | Error::NotYet
+            | Error::Value { .. }
+            | Error::Account(_)
+            | Error::Settings { .. } => 2,
             Error::Internal(_) => 70,
             _ => 1,
         }
@@ -107,7 +118,7 @@ mod tests {
     #[test]
     fn every_code_is_documented() {
         let docs = include_str!("../../docs/errors.md");
-        for n in 600..=619 {
+        for n in (600..=619).chain(640..=642) {
             assert!(docs.contains(&format!("| MWR0{n} |")), "MWR0{n} is missing in docs/errors.md");
         }
     }

@@ -82,6 +82,13 @@ except BaseException:
 try:
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == 87:
+        # The launcher reads this last line; a system that does not say it leaves it out.
+        with open("/proc/self/smaps_rollup", "rb") as file:
+            share = [line.split()[1] for line in file if line.startswith(b"Pss:")]
+        os.write(1, b"\nmod-wsgi-rs-check: " + share[0] + b"\n")
+except (OSError, LookupError, ValueError):
+    pass
 finally:
     # Threads and exit functions of the application are not waited for.
     os._exit(status)

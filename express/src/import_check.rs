@@ -25,7 +25,10 @@ const SHOWN: u64 = 64 * 1024;
 /// How a check ends that found no fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    Loaded,
+    Loaded {
+        /// Bytes of memory the process had then, where the system says it: its proportional share.
+        memory: Option<u64>,
+    },
     /// It did not end within [`DEADLINE`] and was given up.
     TooSlow,
     /// `stop` said so.
@@ -86,9 +89,6 @@ pub fn run(
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    if status.code() == Some(LOADED) {
-        return Ok(Outcome::Loaded);
-    }
     let mut text = String::new();
     let length = output.stream_position().unwrap_or(0);
     let read = output.seek(std::io::SeekFrom::Start(length.saturating_sub(SHOWN))).and_then(|_| {
@@ -98,6 +98,11 @@ pub fn run(
         Ok(())
     });
     read.map_err(Error::io("cannot read the output of the check"))?;
+    if status.code() == Some(LOADED) {
+        let said = text.rsplit("mod-wsgi-rs-check: ").next().filter(|rest| rest.len() < text.len());
+        let kilobytes = said.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        return Ok(Outcome::Loaded { memory: kilobytes.map(|k| k * 1024) });
+    }
     if status.code() != Some(1) || text.trim().is_empty() {
         text.push_str(&format!("the interpreter ended with {status} while the application was being loaded\n"));
     }

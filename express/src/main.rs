@@ -6,10 +6,12 @@ mod access;
 mod account;
 mod apache;
 mod application;
+mod container;
 mod ctl;
 mod error;
 mod helper;
 mod import_check;
+mod limits;
 mod listen;
 mod options;
 mod plan;
@@ -56,6 +58,13 @@ fn cli() -> Command {
     let directory = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("DIRECTORY").value_parser(clap::value_parser!(PathBuf)).help(help)
     };
+    let asks = |word: &'static str, about: &'static str| {
+        Command::new(word)
+            .about(about)
+            .arg(directory("run-directory", "Run directory of the module (below WSGISocketPrefix)"))
+            .arg(directory("server-root", "Server root of express; also taken from MOD_WSGI_RS_SERVER_ROOT"))
+            .group(ArgGroup::new("where").args(["run-directory", "server-root"]))
+    };
     Command::new("mod-wsgi-rs")
         .about("WSGI hosting inside Apache httpd")
         .version(VERSION)
@@ -63,15 +72,19 @@ fn cli() -> Command {
         .arg_required_else_help(true)
         .subcommand(options::command("express").visible_alias("start-server"))
         .subcommand(options::command("setup-server").about("The same as express --setup-only"))
+        .subcommand(container::command())
         .subcommand(
-            Command::new("ctl").about("Talk to a running supervisor").subcommand_required(true).subcommand(
-                Command::new("status")
-                    .about("Show groups and workers")
-                    .arg(directory("run-directory", "Run directory of the module (below WSGISocketPrefix)"))
-                    .arg(directory("server-root", "Server root of express"))
-                    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
-                    .group(ArgGroup::new("where").args(["run-directory", "server-root"]).required(true)),
-            ),
+            Command::new("ctl")
+                .about("Talk to a running supervisor")
+                .subcommand_required(true)
+                .subcommand(
+                    asks("status", "Show groups and workers")
+                        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")),
+                )
+                .subcommand(asks(
+                    "live",
+                    "End with 0 if the supervisor answers; for liveness probes and health checks",
+                )),
         )
         .subcommand(Command::new("version").about("Print the version"))
 }
@@ -80,15 +93,10 @@ fn run(matches: &ArgMatches) -> Result<u8, Error> {
     match matches.subcommand() {
         Some(("express", m)) => express(m, false),
         Some(("setup-server", m)) => express(m, true),
+        Some(("container", m)) => container::run(m),
         Some(("ctl", m)) => match m.subcommand() {
-            Some(("status", m)) => {
-                let directory = match (m.get_one::<PathBuf>("run-directory"), m.get_one::<PathBuf>("server-root")) {
-                    (Some(directory), _) => directory.clone(),
-                    (None, Some(root)) => ctl::run_directory_of(root)?,
-                    (None, None) => return Err(Error::Internal("ctl status without a directory".into())),
-                };
-                ctl::status(&directory, m.get_flag("json"))
-            }
+            Some(("status", m)) => ctl::status(&run_directory(m)?, m.get_flag("json")),
+            Some(("live", m)) => ctl::live(&run_directory(m)?),
             _ => Err(Error::Internal("ctl without a word".into())),
         },
         Some(("version", _)) => {
@@ -99,9 +107,22 @@ fn run(matches: &ArgMatches) -> Result<u8, Error> {
     }
 }
 
+/// The run directory that `ctl` is told, or that of the server root in the environment.
+fn run_directory(matches: &ArgMatches) -> Result<PathBuf, Error> {
+    if let Some(directory) = matches.get_one::<PathBuf>("run-directory") {
+        return Ok(directory.clone());
+    }
+    let named = matches.get_one::<PathBuf>("server-root").cloned();
+    let variable = || std::env::var_os(sources::variable("server-root")).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let root = named.or_else(variable).ok_or_else(|| {
+        Error::Usage("name the server with --run-directory or --server-root (or MOD_WSGI_RS_SERVER_ROOT)".into())
+    })?;
+    ctl::run_directory_of(&root)
+}
+
 fn express(matches: &ArgMatches, setup_only: bool) -> Result<u8, Error> {
     let matches = sources::with_environment(matches)?;
     let mut plan = plan::Plan::resolve(&options::Values(&matches))?;
     plan.setup_only |= setup_only;
-    process::serve(&plan)
+    process::serve(plan)
 }

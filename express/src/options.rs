@@ -159,6 +159,11 @@ const OWN: &[Opt] = &[
     opt("threads", Kind::Number(1, 4096), &["NUMBER"], Section::Capacity)
         .default("5")
         .help("Threads of each Python process, each serving one request at a time."),
+    opt("container-limits", Kind::Flag, &[], Section::Capacity).default("off").help(
+        "Fits the Python processes to the limits of the container (its control group): without --processes as many as it \
+         has processors, 1 to 4, and as its memory holds at 1.3 times what the application needs once loaded; without \
+         --max-rss each may grow to its part of nine tenths of the memory. Says what it has chosen.",
+    ),
     opt("document-root", Kind::Path, &["DIRECTORY"], Section::Static).default("none").help(
         "Directory of static files. A URL that names a file in it is answered by Apache, anything else goes to the \
          application.",

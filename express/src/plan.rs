@@ -6,6 +6,7 @@ use crate::account::{self, Account};
 use crate::apache::{self, Apache};
 use crate::application::{self, Application};
 use crate::error::Error;
+use crate::limits::{self, Fit, Limits};
 use crate::options::Values;
 use mod_wsgi_core::interpreter::{self, Interpreter, RunAs};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub struct Plan {
     /// `None`: not given, one process and wsgi.multiprocess false.
     pub processes: Option<u64>,
     pub threads: u64,
+    /// Processes and their memory follow from the limits of the container.
+    pub container_limits: bool,
     /// Further options of WSGIDaemonProcess.
     pub daemon: Vec<(&'static str, String)>,
     pub mount_point: String,
@@ -95,6 +98,7 @@ impl Plan {
             setenv: variables(values.pairs("setenv"))?,
             processes: values.given_number("processes"),
             threads: values.number("threads"),
+            container_limits: values.flag("container-limits"),
             daemon: values.daemon(),
             limit_request_body: values.number("limit-request-body"),
             access_log: values.flag("access-log"),
@@ -136,6 +140,20 @@ impl Plan {
             needs.push((Need::Pass, parent.to_path_buf()));
         }
         access::check(&self.account, &needs)
+    }
+
+    /// Settles what `--container-limits` leaves open. `memory`: of one process with the application loaded.
+    pub fn fit(&mut self, memory: Option<u64>) -> Option<Fit> {
+        if !self.container_limits {
+            return None;
+        }
+        let mut fit = limits::fit(Limits::here(), memory, self.processes);
+        self.processes = Some(fit.processes);
+        if self.daemon.iter().any(|(name, _)| *name == "max-rss") {
+            fit.max_rss = None;
+        }
+        self.daemon.extend(fit.max_rss.iter().map(|m| ("max-rss", m.clone())));
+        Some(fit)
     }
 
     /// Where one finds the application with a browser.

@@ -40,7 +40,7 @@ enum Event {
 }
 
 /// Serves until the end. Returns the exit status of the launcher.
-pub fn serve(plan: &Plan) -> Result<u8, Error> {
+pub fn serve(mut plan: Plan) -> Result<u8, Error> {
     if !plan.setup_only {
         listen::check(plan.host.as_deref(), plan.port)?;
     }
@@ -49,7 +49,6 @@ pub fn serve(plan: &Plan) -> Result<u8, Error> {
     watch_signals(sender.clone())?;
     let mode = if plan.account.switched { 0o711 } else { 0o700 };
     let mut root = ServerRoot::open(&plan.server_root, plan.server_root_named, mode)?;
-    let configuration = write_files(plan, &root)?;
     if plan.account.switched {
         access::check(&plan.account, &[(access::Need::Pass, root.path.clone())])?;
         note(&format!("started as root: Apache's children and Python run as {} (see --user)", plan.account.name));
@@ -62,13 +61,22 @@ pub fn serve(plan: &Plan) -> Result<u8, Error> {
         &plan.account,
         || stop_wanted(&events),
     )?;
-    match outcome {
-        Outcome::Loaded => {}
+    let memory = match outcome {
+        Outcome::Loaded { memory } => memory,
         Outcome::TooSlow => {
-            note("MWR0621: the application has not finished loading within 60 s; starting all the same")
+            note("MWR0621: the application has not finished loading within 60 s; starting all the same");
+            None
         }
         Outcome::Stopped => return Ok(0),
+    };
+    if let Some(fit) = plan.fit(memory) {
+        note(&fit.to_string());
+        if fit.tight {
+            note("MWR0642: the memory limit is less than 1.3 times what these processes need at their start");
+        }
     }
+    let plan = &plan;
+    let configuration = write_files(plan, &root)?;
     if plan.setup_only {
         return set_up(plan, &configuration, root);
     }
