@@ -48,7 +48,7 @@ def test_f1_workers_killed_under_load(run: Run, front: Make) -> None:
             killed.append(pid)
         f.settled()
         load.more(300)
-    t = counted.tally(load.results, f.ids, killed)
+    t = counted.tally(load.results, f.ids, killed, claimed=f.claimed())
     print(t)
     t.clean(running=THREADS * len(killed))
     assert len(f.server.log.find(DEATH)) == len(killed)
@@ -71,7 +71,7 @@ def test_f1_all_workers_killed_at_once(run: Run, front: Make) -> None:
             killed += both
             load.more(50)
         f.settled()
-    t = counted.tally(load.results, f.ids, killed)
+    t = counted.tally(load.results, f.ids, killed, claimed=f.claimed())
     print(t)
     t.clean(running=THREADS * len(killed))
 
@@ -95,7 +95,7 @@ def test_f1_crash_inside_a_request(run: Run, front: Make, how: str) -> None:
             assert r.status == 502 and r.complete
         load.more(50)
         killed = {pid for pids in counted.begun(f.ids).values() for pid in pids} - set(f.settled())
-    t = counted.tally(load.results, f.ids, killed)
+    t = counted.tally(load.results, f.ids, killed, claimed=f.claimed())
     print(t)
     t.clean(running=THREADS * run.times(2, 10))
     assert all(len(counted.begun(f.ids)[f"crash-{how}-{i}"]) == 1 for i in range(run.times(2, 10))), "never sent again"
@@ -165,7 +165,7 @@ def test_f1_killed_for_want_of_memory(run: Run, front: Make, memory_group: pathl
         assert counted.begun(f.ids)["grow"] == [victim] and statuses == [502]
         f.settled()
         load.more(50)
-    tally = counted.tally(load.results, f.ids, [victim])
+    tally = counted.tally(load.results, f.ids, [victim], claimed=f.claimed())
     print(tally)
     tally.clean(running=THREADS)
 
@@ -210,7 +210,7 @@ def test_f2_killed_with_a_child_alive(run: Run, front: Make) -> None:
                 forked.unlink()
                 c.close()
         assert took < 1, f"answered after {took:.2f} s"
-        t = counted.tally(load.results, f.ids, [pid])
+        t = counted.tally(load.results, f.ids, [pid], claimed=f.claimed())
         print(t)
         t.clean(running=THREADS)
 

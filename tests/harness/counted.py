@@ -319,10 +319,17 @@ def begun(notes: pathlib.Path) -> dict[str, list[int]]:
     return found
 
 
-def tally(results: list[Outcome], notes: pathlib.Path, killed: Iterable[int] = (), cut_off: bool = False) -> Tally:
-    """Sets what the clients saw against what the application did. `killed`: workers that the test has ended. `cut_off`:
-    it has ended processes of the server too, so that connections may break."""
-    ran, ended = begun(notes), set(killed)
+def tally(
+    results: list[Outcome],
+    notes: pathlib.Path,
+    killed: Iterable[int] = (),
+    cut_off: bool = False,
+    claimed: Iterable[str] = (),
+) -> Tally:
+    """Sets what the clients saw against what the application did. `killed`: workers that the test has ended. `claimed`:
+    requests that had begun in those without the application having come so far as to note it. `cut_off`: the test has
+    ended processes of the server too, so that connections may break."""
+    ran, ended, claimed = begun(notes), set(killed), set(claimed)
 
     def told(r: Outcome) -> bool:
         return r.status == 502 or (r.cut and r.status == 200)
@@ -337,7 +344,9 @@ def tally(results: list[Outcome], notes: pathlib.Path, killed: Iterable[int] = (
             wrong.append(r)
         elif r.stale and not where:
             continue
-        elif (where and where[-1] in ended and told(r)) or (cut_off and (r.status == 0 or r.cut)):
+        elif (((where and where[-1] in ended) or (not where and r.name in claimed)) and told(r)) or (
+            cut_off and (r.status == 0 or r.cut)
+        ):
             running.append(r)
         else:
             lost.append(r)
