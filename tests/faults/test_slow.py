@@ -25,7 +25,7 @@ ROOM = {
 
 @pytest.mark.parametrize("kind", ["read", "send"])
 def test_f6_slow_clients(run: Run, front: Make, kind: str) -> None:
-    """F6: 300 (short form: 60) slow readers of 10 MiB, or slow senders, on 2×5: of the other requests none is lost, their
+    """F6: 300 (short form: 60) slow readers of 10 MiB, or slow senders, on two processes of five: of the other requests none is lost, their
     p99.9 stays within 100 ms of the undisturbed run, no Python thread is held; every slow client gets its answer."""
     clients = run.times(60, 300)
     room = ROOM[run.kind].replace("{start}", str(clients + 40))
