@@ -3,6 +3,7 @@ WSGIErrorOverride."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -58,6 +59,20 @@ PAGE = "<p>static page</p>\n"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Apache]:
     apache = Apache(CONFIG, modules=["http2"])
+    apache.write("circle.wsgi", CIRCLE)
+    (apache.prefix / "htdocs" / "error.html").write_text(PAGE)
+    (apache.prefix / "htdocs" / "plain.css").write_text("p { }\n")
+    (apache.prefix / "htdocs" / "untyped.zzz").write_text("text")
+    with running(apache) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def flowing() -> Iterator[Apache]:
+    """The same with request bodies streamed."""
+    if not product.is_ours():
+        pytest.skip("a stand-in has no such option")
+    apache = Apache(CONFIG.replace("threads=8", "threads=8 request-buffering=off"), modules=["http2"])
     apache.write("circle.wsgi", CIRCLE)
     (apache.prefix / "htdocs" / "error.html").write_text(PAGE)
     (apache.prefix / "htdocs" / "plain.css").write_text("p { }\n")
@@ -119,6 +134,13 @@ def test_a_static_file(server: Apache) -> None:
     assert r.header("Last-Modified") and r.header("Accept-Ranges") == "bytes"
     r = server.get(to("/plain.css"), headers=[("Range", "bytes=0-1")])
     assert (r.status, r.body) == (206, b"p ")
+
+
+def test_type_is_not_inherited(server: Apache) -> None:
+    """W12: a file without a type of its own does not get the application's, by which httpd might choose a handler."""
+    if product.is_ours():
+        r = server.get(to("/untyped.zzz"))
+        assert (r.status, r.text, r.header("Content-Type")) == (200, "text", None)
 
 
 def test_head(server: Apache) -> None:
@@ -188,6 +210,28 @@ def test_http2(server: Apache) -> None:
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert done.stdout == "p { }\n2 200"
+
+
+def test_bodies_that_nobody_read(flowing: Apache) -> None:
+    """W5, W12, W13: where bodies are streamed, the first application may leave its body unread: what follows it is
+    served, and not a byte of the body is taken for a request."""
+    body = b"GET /app/part/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000
+    for chunks in (False, True):
+        framing = [("Transfer-Encoding", "chunked")] if chunks else []
+        sent = http.chunked(body[:100_000], body[100_000:]) if chunks else body
+        for read in ({}, {"unread": "1"}):
+            for target, status, text in (
+                (to("/plain.css", **read), 200, "p { }\n"),
+                (to("/app/part/x", **read), 200, "[GET /part/x  0]"),
+                ("/override/go?to=x&status=404%20Not&" + "&".join(read), 404, PAGE),
+            ):
+                with flowing.connect() as c:
+                    c.send(http.build("POST", target, framing, sent) + http.build(target="/app/part/next"))
+                    r = c.response("POST")
+                    assert (r.status, r.text, r.complete) == (status, text, True), (target, chunks)
+                    # or closed with the rest of the body unread: nothing of it was served
+                    with contextlib.suppress(ConnectionError):
+                        assert c.response().body == b"[GET /part/next  0]"
 
 
 # --- ErrorDocument and WSGIErrorOverride

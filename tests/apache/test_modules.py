@@ -11,6 +11,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
@@ -120,6 +121,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
     (htdocs / "page.shtml").write_text(
         'A <!--#include virtual="/app/part/one?q=1" --> <!--#include virtual="/app/part/two" --> Z'
     )
+    (htdocs / "names.shtml").write_text('<!--#include virtual="/app/environ-json/x?y" -->')
     (htdocs / "broken.shtml").write_text('A <!--#include virtual="/app/fail" --> Z')
     (htdocs / "large.shtml").write_text('<!--#include virtual="/app/stream?n=20" -->')
     (apache.scratch / "file.bin").write_bytes(FILE)
@@ -263,6 +265,14 @@ def test_response_fields(server: Apache) -> None:
     assert ", ".join(r.all("X-App")) == "yes, appended"
 
 
+@pytest.mark.ours
+def test_content_type_is_left_alone(server: Apache) -> None:
+    """W6: the type is sent as the application gave it."""
+    for kind in ("Text/PLAIN", "text/html; Charset=UTF-8", 'application/x; A="B;c"'):
+        assert server.get("/app/answer?h-Content-Type=" + quote(kind)).header("Content-Type") == kind
+    assert server.get("/app/answer?h-Content-Type=" + quote("Text/PLAIN")).body == b"the application's 200"
+
+
 def test_response_fields_of_errors(server: Apache) -> None:
     """W12: `always` also on errors of the application and of the server; a stream as well as a whole answer."""
     r = server.get("/fields/answer?status=500&h-X-Secret=1")
@@ -302,6 +312,19 @@ def test_included(server: Apache, method: str) -> None:
         else:
             assert (r.status, r.text) == (200, "A [GET /part/one q=1 0] [GET /part/two  0] Z")
             assert c.request(target="/app/part/next").body == b"[GET /part/next  0]"
+
+
+def test_included_names(server: Apache) -> None:
+    """W2, W12: in an included answer SCRIPT_NAME and PATH_INFO divide its own URL, REQUEST_URI is the page's."""
+    seen = json.loads(server.get("/names.shtml?page").body)
+    assert (seen["SERVER_PROTOCOL"], seen["REQUEST_URI"], seen["QUERY_STRING"]) == (
+        "INCLUDED",
+        "/names.shtml?page",
+        "y",
+    )
+    assert (seen["DOCUMENT_URI"], seen["PATH_INFO"]) == ("/names.shtml", "/environ-json/x")
+    if product.is_ours():
+        assert seen["SCRIPT_NAME"] == "/app" and "CONTENT_LENGTH" not in seen
 
 
 def test_included_failure(server: Apache) -> None:

@@ -42,7 +42,8 @@ def go(environ, start_response):
         def close(self):
             note("closed", q.get("tag", "go"))
 
-    environ["wsgi.input"].read()
+    if "unread" not in q:
+        environ["wsgi.input"].read()
     start_response(
         q.get("status", "200 OK"),
         [("Content-Type", "text/html"), ("Location", q["to"]), ("Set-Cookie", "from=redirect"), ("X-From", "redirect")],
@@ -54,8 +55,10 @@ def answer(environ, start_response):
     """An answer with the status and the fields of the query, and a body that says which one it is."""
     q = query(environ)
     body = b"the application's " + q.get("status", "200").encode()
-    fields = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("X-App", "yes")]
+    fields = [("Content-Length", str(len(body))), ("X-App", "yes")]
     fields += [(k[2:], v) for k, v in q.items() if k.startswith("h-")]
+    if "h-Content-Type" not in q:
+        fields.append(("Content-Type", "text/plain"))
     start_response(q.get("status", "200") + " Own", fields)
     return [body]
 
