@@ -78,6 +78,7 @@ class Apache:
         log_level: str = "notice wsgi:info",
         allow_override: str = "AllowOverride None",
         module: pathlib.Path | None = None,
+        wrap: Iterable[str] = (),
     ):
         self.prefix = pathlib.Path(tempfile.mkdtemp(prefix="mwr-"))
         self.prefix.chmod(0o755)
@@ -93,6 +94,8 @@ class Apache:
         self.scratch.chmod(0o1777)
         shutil.copytree(product.TESTS / "apps", self.apps, ignore=shutil.ignore_patterns("__pycache__"))
         self.mpm, self.modules, self.load = mpm, list(modules), load
+        #: a command that runs httpd in surroundings of its own; it must exec
+        self.wrap = list(wrap)
         #: another module than the one under test, to compare with
         self.module = module
         self.allow_override = allow_override
@@ -245,7 +248,7 @@ class Apache:
         self.write_config()
         with open(self.stderr_log, "ab") as err:
             self.process = subprocess.Popen(
-                self.command("-DFOREGROUND", *self.args),
+                [self.expand(w) for w in self.wrap] + self.command("-DFOREGROUND", *self.args),
                 stdin=subprocess.DEVNULL,
                 stdout=err,
                 stderr=err,
