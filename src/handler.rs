@@ -313,8 +313,24 @@ fn build(
     let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
     let mut b = RequestBuilder::new(frame, mtime);
     b.timeout(route.timeout);
-    // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID. The server's own table comes first: what describes this request wins, also
-    // over what mod_include has put there for the page around it.
+    // keys::CONSTANT
+    b.known(keys::SERVER_SOFTWARE, crate::request::server_banner());
+    b.known(keys::APACHE_VERSION, runtime.version.as_bytes());
+    if let Some(admin) = r.server_admin() {
+        b.known(keys::SERVER_ADMIN, admin);
+    }
+    b.known(keys::SERVER_ADDR, r.local_addr());
+    b.known(keys::MW_LISTENER_HOST, r.local_addr());
+    b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
+    b.known(keys::REQUEST_SCHEME, r.scheme());
+    b.known(keys::DOCUMENT_ROOT, r.document_root());
+    b.known(keys::CONTEXT_PREFIX, r.context_prefix());
+    b.known(keys::CONTEXT_DOCUMENT_ROOT, r.context_document_root());
+    b.known(keys::SCRIPT_FILENAME, r.filename());
+    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
+    b.known(keys::MW_APPLICATION_GROUP, route.shown_application.as_bytes());
+    // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID. What describes this request comes after the server's own table and wins,
+    // also over what mod_include has put there for the page around it; so do the constant keys above.
     let mut https = false;
     for (name, value) in r.subprocess_env().iter() {
         if name == b"HTTPS" {
@@ -326,7 +342,7 @@ fn build(
             b"CONTENT_TYPE" => r.has_no_body_of_its_own(),
             _ => false,
         };
-        if !is_hidden(name) && !of_a_body {
+        if !is_hidden(name) && !of_a_body && !keys::is_constant(name) {
             b.named(name, value);
         }
     }
@@ -384,13 +400,8 @@ fn build(
     b.known(keys::PATH_INFO, &path_info);
     b.known(keys::QUERY_STRING, r.args());
     b.known(keys::SERVER_PROTOCOL, r.protocol());
-    b.known(keys::SERVER_SOFTWARE, crate::request::server_banner());
     b.known(keys::SERVER_NAME, r.server_name());
     b.known(keys::SERVER_PORT, decimal(r.server_port().into(), &mut num));
-    b.known(keys::SERVER_ADDR, r.local_addr());
-    if let Some(admin) = r.server_admin() {
-        b.known(keys::SERVER_ADMIN, admin);
-    }
     b.known(keys::REMOTE_ADDR, r.remote_addr());
     b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
     if let Some(user) = r.user() {
@@ -399,19 +410,9 @@ fn build(
     if let Some(kind) = r.auth_type() {
         b.known(keys::AUTH_TYPE, kind);
     }
-    b.known(keys::DOCUMENT_ROOT, r.document_root());
-    b.known(keys::SCRIPT_FILENAME, r.filename());
-    b.known(keys::REQUEST_SCHEME, r.scheme());
-    b.known(keys::CONTEXT_PREFIX, r.context_prefix());
-    b.known(keys::CONTEXT_DOCUMENT_ROOT, r.context_document_root());
-    b.known(keys::MW_APPLICATION_GROUP, route.shown_application.as_bytes());
-    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
     b.known(keys::MW_SCRIPT_NAME, &script_name);
     b.known(keys::MW_PATH_INFO, &path_info);
-    b.known(keys::MW_LISTENER_HOST, r.local_addr());
-    b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
     b.known(keys::MW_SERVER_PID, decimal(runtime.process_id().into(), &mut num));
-    b.known(keys::APACHE_VERSION, runtime.version.as_bytes());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
     b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));

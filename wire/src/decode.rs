@@ -159,7 +159,6 @@ pub struct Request<'a> {
     pub timeout: u32,
     /// Inline body.
     pub body: &'a [u8],
-    entries: u16,
     environ: &'a [u8],
 }
 
@@ -201,7 +200,7 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     }
     e.done().map_err(|e| shift(e, REQUEST_FIXED))?;
     let row = RowRef { slot_generation, row, row_generation, client };
-    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, timeout, body, entries, environ })
+    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, timeout, body, environ })
 }
 
 fn shift(e: Error, by: usize) -> Error {
@@ -231,15 +230,37 @@ fn entry<'a>(c: &mut Cursor<'a>) -> Result<(Key<'a>, &'a [u8]), Error> {
     Ok((key, c.take(n)?))
 }
 
+/// The entries of an environ, or of a part of one that [`request`] has checked.
+pub fn entries<'a>(environ: &'a [u8]) -> impl Iterator<Item = (Key<'a>, &'a [u8])> + use<'a> {
+    let mut c = Cursor { buf: environ, at: 0 };
+    std::iter::from_fn(move || if c.at < c.buf.len() { entry(&mut c).ok() } else { None })
+}
+
 impl<'a> Request<'a> {
     /// The environ entries in the order they were sent; a later entry of the same key wins.
     pub fn entries(&self) -> impl Iterator<Item = (Key<'a>, &'a [u8])> + use<'a> {
-        let mut c = Cursor { buf: self.environ, at: 0 };
-        let mut left = self.entries;
-        std::iter::from_fn(move || {
-            left = left.checked_sub(1)?;
-            entry(&mut c).ok()
-        })
+        self.entries_from(0)
+    }
+
+    /// The entries after the first `at` bytes, which must be whole entries.
+    pub fn entries_from(&self, at: usize) -> impl Iterator<Item = (Key<'a>, &'a [u8])> + use<'a> {
+        entries(self.environ.get(at..).unwrap_or_default())
+    }
+
+    /// All entries as they came. Requests whose environs begin with the same bytes, up to the end of an entry, begin with
+    /// the same entries.
+    pub fn environ(&self) -> &'a [u8] {
+        self.environ
+    }
+
+    /// The first entries, as many as have keys of [`keys::CONSTANT`], as they came: the next request is likely to begin
+    /// with the same bytes.
+    pub fn beginning(&self) -> &'a [u8] {
+        let constant = self.entries().map_while(|(key, value)| match key {
+            Key::Known(id) if keys::CONSTANT.contains(&id) => Some(size_of::<u8>() + size_of::<u32>() + value.len()),
+            _ => None,
+        });
+        &self.environ[..constant.sum()]
     }
 
     /// The last value of the known key `id`.

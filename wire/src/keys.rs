@@ -97,6 +97,29 @@ keys! {
     85 MW_APPLICATION_START "mod_wsgi.application_start",
 }
 
+/// Keys whose values hardly ever change from request to request of one script. A server sends them first, in this order,
+/// so that a worker can keep what it has made of them: see [`crate::decode::Request::beginning`].
+pub const CONSTANT: &[u8] = &[
+    SERVER_SOFTWARE,
+    APACHE_VERSION,
+    SERVER_ADMIN,
+    SERVER_ADDR,
+    MW_LISTENER_HOST,
+    MW_LISTENER_PORT,
+    REQUEST_SCHEME,
+    DOCUMENT_ROOT,
+    CONTEXT_PREFIX,
+    CONTEXT_DOCUMENT_ROOT,
+    SCRIPT_FILENAME,
+    MW_CALLABLE_OBJECT,
+    MW_APPLICATION_GROUP,
+];
+
+/// Whether `name` is that of a constant key: the server's own value has been sent by then.
+pub fn is_constant(name: &[u8]) -> bool {
+    CONSTANT.iter().any(|id| NAMES[*id as usize].as_bytes() == name)
+}
+
 /// The id of `name`, or 0. A linear scan: for tables built once, not for the request path.
 pub fn id_of(name: &str) -> u8 {
     NAMES.iter().skip(1).position(|n| *n == name).map_or(0, |i| i as u8 + 1)

@@ -172,6 +172,32 @@ proptest! {
         prop_assert_eq!(entries, r.entries);
     }
 
+    /// What a worker keeps of one request holds for the next: equal bytes are equal entries.
+    #[test]
+    fn the_beginning_of_an_environ_is_its_constant_entries(
+        first in vec((0..keys::CONSTANT.len(), bytes(80)), 0..8),
+        rest in vec((keys::HTTP_HOST..keys::HTTP_VIA, bytes(80)), 0..4),
+        named in any::<bool>(),
+    ) {
+        let mut out = Vec::new();
+        let mut b = RequestBuilder::new(&mut out, 0);
+        first.iter().for_each(|(i, value)| b.known(keys::CONSTANT[*i], value));
+        if named {
+            // Spelt out it is an entry like any other.
+            b.named(b"SERVER_SOFTWARE", b"x");
+        }
+        rest.iter().for_each(|(id, value)| b.known(*id, value));
+        b.finish(Body::Inline(0)).unwrap();
+        let ((h, p, _), _) = one_frame(&out);
+        let got = decode::request(h, p).unwrap();
+        let kept: Vec<_> = decode::entries(got.beginning()).collect();
+        let sent: Vec<_> = first.iter().map(|(i, value)| (Key::Known(keys::CONSTANT[*i]), &value[..])).collect();
+        prop_assert_eq!(&kept, &sent);
+        let all: Vec<_> = kept.into_iter().chain(got.entries_from(got.beginning().len())).collect();
+        prop_assert_eq!(all, got.entries().collect::<Vec<_>>());
+        prop_assert!(first.iter().all(|(i, _)| keys::is_constant(keys::NAMES[keys::CONSTANT[*i] as usize].as_bytes())));
+    }
+
     #[test]
     fn response_is_read_as_written(r in responses()) {
         let mut out = Vec::new();

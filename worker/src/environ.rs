@@ -1,7 +1,7 @@
 //! The environ dictionary: a prepared dictionary copied, and the request's entries decoded straight into it. Each serving
 //! thread has its own, so that nothing here is shared or locked.
 
-use mod_wsgi_wire::decode::{Key, Request};
+use mod_wsgi_wire::decode::{self, Key, Request};
 use mod_wsgi_wire::keys;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyString, PyTuple};
@@ -12,12 +12,18 @@ const MAX_KEPT: usize = 256;
 /// Most keys without a number whose objects are kept.
 const MAX_NAMED: usize = 64;
 
+/// Most beginnings that are kept: scripts times virtual hosts of one worker.
+const MAX_BEGINNINGS: usize = 16;
+
 /// Bytes and the str made of them.
 type Known = (Box<[u8]>, Py<PyString>);
 
 /// Builds the environ of one thread's requests.
 pub struct Builder {
     base: Py<PyDict>,
+    /// Constant entries as they came, and the base with them: about a third of what a request brings. The last used is
+    /// among the first.
+    beginnings: Vec<(Box<[u8]>, Py<PyDict>)>,
     names: Vec<Py<PyString>>,
     /// The last value of each known key, where it is likely to come again and is no secret.
     kept: Vec<Option<Known>>,
@@ -33,33 +39,14 @@ impl Builder {
         let names = keys::NAMES.iter().map(|n| PyString::intern(py, n).unbind()).collect();
         let kept = keys::NAMES.iter().map(|_| None).collect();
         let fsdecode = py.import("os")?.getattr("fsdecode")?.unbind();
-        Ok(Builder { base, names, kept, named: Vec::new(), version: None, fsdecode })
+        Ok(Builder { base, beginnings: Vec::new(), names, kept, named: Vec::new(), version: None, fsdecode })
     }
 
     /// The environ of a request, without `wsgi.input`.
     pub fn build<'py>(&mut self, py: Python<'py>, request: &Request<'_>) -> PyResult<Bound<'py, PyDict>> {
-        let environ = self.base.bind(py).copy()?;
-        for (key, value) in request.entries() {
-            match key {
-                Key::Known(id) => {
-                    let name = &self.names[id as usize];
-                    match id {
-                        // Microseconds since the epoch; applications get seconds.
-                        keys::MW_REQUEST_START | keys::MW_QUEUE_START => {
-                            environ.set_item(name.bind(py), PyFloat::new(py, decimal(value) as f64 / 1e6))?;
-                        }
-                        keys::APACHE_VERSION => {
-                            let name = name.clone_ref(py);
-                            environ.set_item(name, self.version(py, value)?)?;
-                        }
-                        _ => {
-                            let value = self.known_value(py, id, value)?;
-                            environ.set_item(self.names[id as usize].bind(py), value)?;
-                        }
-                    }
-                }
-                Key::Named(name) => environ.set_item(self.name(py, name), latin1(py, value))?,
-            }
+        let (environ, at) = self.begin(py, request)?;
+        for (key, value) in request.entries_from(at) {
+            self.set(py, &environ, key, value)?;
         }
         // A clock before 1970 is as good as 0 here.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -67,6 +54,47 @@ impl Builder {
         environ.set_item(self.names[keys::MW_DAEMON_START as usize].bind(py), &now)?;
         environ.set_item(self.names[keys::MW_APPLICATION_START as usize].bind(py), &now)?;
         Ok(environ)
+    }
+
+    /// The base with the request's constant entries, and how many bytes they were.
+    fn begin<'py>(&mut self, py: Python<'py>, request: &Request<'_>) -> PyResult<(Bound<'py, PyDict>, usize)> {
+        let sent = request.environ();
+        if let Some(i) = self.beginnings.iter().position(|(bytes, _)| sent.starts_with(bytes)) {
+            self.beginnings.swap(0, i);
+            let (bytes, environ) = &self.beginnings[0];
+            return Ok((environ.bind(py).copy()?, bytes.len()));
+        }
+        let bytes = request.beginning();
+        let environ = self.base.bind(py).copy()?;
+        for (key, value) in decode::entries(bytes) {
+            self.set(py, &environ, key, value)?;
+        }
+        if !bytes.is_empty() {
+            self.beginnings.truncate(MAX_BEGINNINGS - 1);
+            self.beginnings.insert(0, (bytes.into(), environ.copy()?.unbind()));
+        }
+        Ok((environ, bytes.len()))
+    }
+
+    fn set<'py>(&mut self, py: Python<'py>, environ: &Bound<'py, PyDict>, key: Key<'_>, value: &[u8]) -> PyResult<()> {
+        let id = match key {
+            Key::Known(id) => id,
+            Key::Named(name) => return environ.set_item(self.name(py, name), latin1(py, value)),
+        };
+        match id {
+            // Microseconds since the epoch; applications get seconds.
+            keys::MW_REQUEST_START | keys::MW_QUEUE_START => {
+                environ.set_item(self.names[id as usize].bind(py), PyFloat::new(py, decimal(value) as f64 / 1e6))
+            }
+            keys::APACHE_VERSION => {
+                let version = self.version(py, value)?;
+                environ.set_item(self.names[id as usize].bind(py), version)
+            }
+            _ => {
+                let value = self.known_value(py, id, value)?;
+                environ.set_item(self.names[id as usize].bind(py), value)
+            }
+        }
     }
 
     /// `2.4.71` as (2, 4, 71).

@@ -123,6 +123,9 @@ pub mod request {
             }
         }
         assert_eq!(entries, u16::from_le_bytes([payload[6], payload[7]]), "every announced entry is given");
+        let begun = r.beginning();
+        assert!(r.environ().starts_with(begun));
+        assert!(decode::entries(begun).chain(r.entries_from(begun.len())).eq(r.entries()), "the same in two parts");
         let body = match h.flags {
             flags::BODY_FD => Body::Descriptor(r.body_len),
             flags::BODY_STREAM => Body::Stream,
