@@ -18,6 +18,7 @@ from h2.settings import SettingCodes
 
 from harness import product
 from harness.apache import Apache, running
+from harness.case import deploy
 from harness.wait import wait_until
 
 THREADS = 5
@@ -32,6 +33,7 @@ def server() -> Iterator[Apache]:
         f"Protocols h2c http/1.1\nWSGIDaemonProcess g processes=1 threads={THREADS}\nWSGIProcessGroup g\n"
         "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias /app {apps}/neighbours.wsgi\n"
         "WSGIScriptAlias /streamed {apps}/streaming.wsgi request-buffering=Off\n"
+        "WSGIScriptAlias /case {apps}/cases.wsgi\n"
         "WSGIScriptAlias / {apps}/conform.wsgi"
     )
     with running(config, modules=["http2"]) as apache:
@@ -134,14 +136,45 @@ def test_a_waiting_request_is_no_departed_client(server: Apache) -> None:
 
 
 @pytest.mark.ours
-def test_truncation_is_a_reset(server: Apache) -> None:
-    """R22: a body that breaks off resets its stream; others go on."""
-    server.allow_log(r"MWR0\d{3}|Traceback|File |Error|  \S|deliberate")
+@pytest.mark.parametrize("length", [None, 50000])
+@pytest.mark.parametrize("how", ["exception", "end", "system-exit", "file"])
+def test_truncation_is_a_reset(server: Apache, how: str, length: int | None) -> None:
+    """R22, W8: a body that breaks off, or ends before its declared length, resets its stream; others go on."""
+
+    def app(environ, start_response):
+        import tempfile
+
+        start_response("200 OK", [("Content-Type", "text/plain")] + [("Content-Length", str(length))] * bool(length))
+        if how == "file":
+            f = tempfile.TemporaryFile()  # noqa: SIM115
+            f.write(b"x" * 30000)
+            f.seek(0)
+
+            class Breaks:
+                def read(self, n):
+                    data = f.read(n)
+                    if not data:
+                        raise OSError("deliberate")
+                    return data
+
+            yield from environ["wsgi.file_wrapper"](Breaks(), 10000)
+        for _ in range(3):
+            yield b"x" * 10000
+        if how == "exception":
+            raise RuntimeError("deliberate")
+        if how == "system-exit":
+            raise SystemExit
+
+    if how == "end" and length is None:
+        length = 40000
+    server.expect_log("MWR0216" if how == "end" else "MWR043[01]")
+    server.allow_log(r"MWR0\d{3}|Traceback|File |Error|  \S|deliberate|SystemExit")
+    path = deploy(server, app).path
     with client(server) as c:
-        broken, whole = c.get("/error-midway"), c.get("/large?3")
-        c.read(broken)
-        assert c.ended[broken] == "reset"
-        assert len(c.read(whole)) == 3 * 65536
+        broken, whole = c.get(path), c.get("/large?3")
+        body = c.read(broken)
+        assert c.status.get(broken, "200") == "200" and c.ended[broken] == "reset" and set(body) <= set(b"x")
+        assert len(c.read(whole)) == 3 * 65536 and c.ended[whole] == "whole"
 
 
 @pytest.mark.ours
