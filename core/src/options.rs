@@ -34,6 +34,7 @@ pub struct GroupOptions {
     pub no_new_privileges: Option<bool>,
     /// When workers are replaced.
     pub recycle: Recycle,
+    pub strict_reloading: bool,
     pub request_timeout: Option<f64>,
     pub interrupt_timeout: Option<f64>,
     pub deadlock_timeout: Option<f64>,
@@ -270,6 +271,8 @@ options! {
         |o, v| { o.recycle.memory_limit = bytes(v)?; Ok(()) };
     "virtual-memory-limit" "bytes (K, M, G), 0 = none" "0" Same, "RLIMIT_AS of the workers, likewise."
         |o, v| { o.recycle.virtual_memory_limit = bytes(v)?; Ok(()) };
+    "script-reloading" "on or strict" "on" Same, "What a request gets that comes with a changed script (WSGIScriptReloading On): the old code until the new one is ready, or strict: it waits for the new one."
+        |o, v| { o.strict_reloading = match v { "on" => false, "strict" => true, _ => return Err("must be on or strict".to_owned()) }; Ok(()) };
     "reload-surge" "0..500" "1" Same, "Workers that may run besides the wanted number while others are replaced. 0 = the old one ends first, and requests wait."
         |o, v| { o.recycle.surge = whole(v, 0, 500)? as u16; Ok(()) };
 }

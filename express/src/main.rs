@@ -55,16 +55,6 @@ fn main() -> ExitCode {
 }
 
 fn cli() -> Command {
-    let directory = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("DIRECTORY").value_parser(clap::value_parser!(PathBuf)).help(help)
-    };
-    let asks = |word: &'static str, about: &'static str| {
-        Command::new(word)
-            .about(about)
-            .arg(directory("run-directory", "Run directory of the module (below WSGISocketPrefix)"))
-            .arg(directory("server-root", "Server root of express; also taken from MOD_WSGI_RS_SERVER_ROOT"))
-            .group(ArgGroup::new("where").args(["run-directory", "server-root"]))
-    };
     Command::new("mod-wsgi-rs")
         .about("WSGI hosting inside Apache httpd")
         .version(VERSION)
@@ -73,20 +63,99 @@ fn cli() -> Command {
         .subcommand(options::command("express").visible_alias("start-server"))
         .subcommand(options::command("setup-server").about("The same as express --setup-only"))
         .subcommand(container::command())
-        .subcommand(
-            Command::new("ctl")
-                .about("Talk to a running supervisor")
-                .subcommand_required(true)
-                .subcommand(
-                    asks("status", "Show groups and workers")
-                        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")),
-                )
-                .subcommand(asks(
-                    "live",
-                    "End with 0 if the supervisor answers; for liveness probes and health checks",
-                )),
-        )
+        .subcommand(ctl_cli())
         .subcommand(Command::new("version").about("Print the version"))
+}
+
+/// `ctl` and its words.
+fn ctl_cli() -> Command {
+    let directory = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("DIRECTORY").value_parser(clap::value_parser!(PathBuf)).help(help)
+    };
+    let word = |name: &'static str, about: &'static str| {
+        Command::new(name)
+            .about(about)
+            .arg(directory("run-directory", "Run directory of the module (below WSGISocketPrefix)"))
+            .arg(directory("server-root", "Server root of express; also taken from MOD_WSGI_RS_SERVER_ROOT"))
+            .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
+            .group(ArgGroup::new("where").args(["run-directory", "server-root"]))
+    };
+    let group =
+        || Arg::new("group").value_name("GROUP").help("Daemon process group; all if not given, '' the automatic one");
+    let timeout = || {
+        Arg::new("timeout")
+            .long("timeout")
+            .value_name("SECONDS")
+            .default_value("60")
+            .value_parser(clap::value_parser!(u64).range(0..=86_400))
+            .help("Wait at most so long until all workers are new; 0 = do not wait")
+    };
+    let levels = ["crit", "error", "warn", "notice", "info", "debug"];
+    Command::new("ctl")
+        .about("Talk to a running supervisor")
+        .subcommand_required(true)
+        .subcommand(word("status", "Show groups, workers and requests under way"))
+        .subcommand(word("live", "End with 0 if the supervisor answers; for liveness probes and health checks"))
+        .subcommand(
+            word("reload", "Load new code: new workers first, old ones finish their requests")
+                .arg(group())
+                .arg(timeout()),
+        )
+        .subcommand(
+            word("restart", "End every worker at once (requests may finish) and start new ones")
+                .arg(group())
+                .arg(timeout()),
+        )
+        .subcommand(
+            word("scale", "Run so many workers until the next restart of the server; 0 = as configured")
+                .arg(Arg::new("group").value_name("GROUP").required(true).help("Daemon process group"))
+                .arg(
+                    Arg::new("processes")
+                        .value_name("NUMBER")
+                        .required(true)
+                        .value_parser(clap::value_parser!(u16))
+                        .help("Workers of each application group"),
+                ),
+        )
+        .subcommand(word("stacks", "Print the Python stacks of all threads, also to the error log").arg(group()))
+        .subcommand(
+            word("log-level", "Least level of the workers' and the supervisor's lines, until the next restart").arg(
+                Arg::new("level").value_name("LEVEL").required(true).value_parser(levels).help("Level as of LogLevel"),
+            ),
+        )
+}
+
+fn run_ctl(matches: &ArgMatches) -> Result<u8, Error> {
+    use mod_wsgi_wire::control::Command as Order;
+    use mod_wsgi_wire::frame::Level;
+    let Some((word, m)) = matches.subcommand() else { return Err(Error::Internal("ctl without a word".into())) };
+    let directory = run_directory(m)?;
+    let json = m.get_flag("json");
+    let group = || m.get_one::<String>("group").cloned();
+    let wait = || m.get_one::<u64>("timeout").copied().filter(|t| *t > 0).map(std::time::Duration::from_secs);
+    match word {
+        "status" => ctl::status(&directory, json),
+        "live" => ctl::live(&directory),
+        "reload" => ctl::command(&directory, Order::Reload { group: group() }, wait(), json),
+        "restart" => ctl::command(&directory, Order::Restart { group: group() }, wait(), json),
+        "scale" => {
+            let processes = m.get_one::<u16>("processes").copied().unwrap_or_default();
+            ctl::command(&directory, Order::Scale { group: group().unwrap_or_default(), processes }, None, json)
+        }
+        "stacks" => ctl::command(&directory, Order::Stacks { group: group() }, None, json),
+        "log-level" => {
+            let level = match m.get_one::<String>("level").map(String::as_str) {
+                Some("crit") => Level::Crit,
+                Some("error") => Level::Error,
+                Some("warn") => Level::Warn,
+                Some("notice") => Level::Notice,
+                Some("info") => Level::Info,
+                _ => Level::Debug,
+            };
+            ctl::command(&directory, Order::LogLevel { level }, None, json)
+        }
+        other => Err(Error::Internal(format!("ctl {other}"))),
+    }
 }
 
 fn run(matches: &ArgMatches) -> Result<u8, Error> {
@@ -94,11 +163,7 @@ fn run(matches: &ArgMatches) -> Result<u8, Error> {
         Some(("express", m)) => express(m, false),
         Some(("setup-server", m)) => express(m, true),
         Some(("container", m)) => container::run(m),
-        Some(("ctl", m)) => match m.subcommand() {
-            Some(("status", m)) => ctl::status(&run_directory(m)?, m.get_flag("json")),
-            Some(("live", m)) => ctl::live(&run_directory(m)?),
-            _ => Err(Error::Internal("ctl without a word".into())),
-        },
+        Some(("ctl", m)) => run_ctl(m),
         Some(("version", _)) => {
             println!("mod-wsgi-rs {VERSION}");
             Ok(0)

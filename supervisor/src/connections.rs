@@ -130,21 +130,27 @@ impl Supervisor {
         self.connection_closed(id, c.role, now);
     }
 
-    fn answer(&mut self, id: u64, message: &FromSupervisor) -> Result<(), Error> {
+    pub(crate) fn answer(&mut self, id: u64, message: &FromSupervisor) -> Result<(), Error> {
         match self.connections.get_mut(&id) {
             Some(c) => c.channel.send(message, &[]),
             None => Ok(()),
         }
     }
 
-    fn refuse(&mut self, id: u64, reason: RefusedReason, text: &str) -> Result<(), Error> {
+    pub(crate) fn refuse(&mut self, id: u64, reason: RefusedReason, text: &str) -> Result<(), Error> {
         self.answer(id, &FromSupervisor::Refused { reason, text: text.to_owned() })
     }
 
     fn message(&mut self, id: u64, message: ToSupervisor, now: Instant) -> Result<(), Error> {
         let Some(c) = self.connections.get_mut(&id) else { return Ok(()) };
         let (pid, privileged) = (c.pid, c.privileged);
-        let commands = matches!(message, ToSupervisor::Configure { .. } | ToSupervisor::Reloading | ToSupervisor::Stop);
+        let commands = matches!(
+            message,
+            ToSupervisor::Configure { .. }
+                | ToSupervisor::Reloading
+                | ToSupervisor::Stop
+                | ToSupervisor::Command { .. }
+        );
         if commands && !privileged {
             let text =
                 format!("MWR0312: ctl.sock: pid {pid} may not command, its user is not that of the server's parent");
@@ -182,6 +188,7 @@ impl Supervisor {
             }
             ToSupervisor::Register { secret, client } => self.register(id, pid, &secret, client),
             ToSupervisor::Table { secret, group, application } => self.table(id, &secret, &group, &application, now),
+            ToSupervisor::Command { command } => self.command(id, pid, command, now),
             ToSupervisor::Status => {
                 let status = status(self, now);
                 self.answer(id, &FromSupervisor::Status { status })

@@ -9,6 +9,7 @@
 pub mod args;
 mod backoff;
 pub mod channel;
+mod command;
 mod connections;
 mod context;
 mod exec;

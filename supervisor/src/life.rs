@@ -31,6 +31,7 @@ impl Pool {
             Ok(worker) => {
                 self.table.set_pid(slot, worker.process.pid as u32);
                 self.workers.insert(slot, worker);
+                self.starts += 1;
                 true
             }
             Err(e) => {
@@ -52,19 +53,25 @@ impl Pool {
 
     /// Reads a worker's control socket.
     pub(crate) fn read_control(&mut self, slot: u16, now: Instant, cx: &mut Context) {
-        let Some(mut channel) = self.workers.get_mut(&slot).and_then(|w| w.control.take()) else { return };
+        let Some(channel) = self.workers.get_mut(&slot).and_then(|w| w.control.as_mut()) else { return };
+        let mut messages = Vec::new();
         let mut result = channel.flush().and_then(|()| channel.fill());
         while result.is_ok() {
             match channel.message::<FromWorker>() {
-                Ok(Some(message)) => self.message(slot, message, now, cx),
+                Ok(Some(message)) => messages.push(message),
                 Ok(None) => break,
                 Err(e) => result = Err(e),
             }
         }
-        let Some(worker) = self.workers.get_mut(&slot) else { return };
-        match result {
-            Ok(()) => worker.control = Some(channel),
-            Err(e) => self.control_lost(slot, e, now, cx),
+        // The connection stays in its place meanwhile: a message may be answered.
+        for message in messages {
+            self.message(slot, message, now, cx);
+        }
+        if let Err(e) = result {
+            if let Some(w) = self.workers.get_mut(&slot) {
+                w.control = None;
+            }
+            self.control_lost(slot, e, now, cx);
         }
     }
 
@@ -138,12 +145,20 @@ impl Pool {
             FromWorker::Deadlocked => self.deadlocked(slot, now, cx),
             FromWorker::Evict => self.make_due(slot, "eviction_signal", "it was asked to make way", cx),
             FromWorker::Spent => self.spent(slot, cx),
-            FromWorker::Touched { script, mtime } => self.touched(script, mtime, cx),
+            FromWorker::Touched { script, mtime } => self.touched(slot, script, mtime, cx),
         }
     }
 
-    fn touched(&mut self, script: String, mtime: u64, cx: &mut Context) {
-        if self.touched.get(&script) == Some(&mtime) || !self.is_current() {
+    fn touched(&mut self, slot: u16, script: String, mtime: u64, cx: &mut Context) {
+        if !self.is_current() {
+            return;
+        }
+        if self.touched.get(&script) == Some(&mtime) {
+            if self.blocked
+                && let Some(w) = self.workers.get_mut(&slot)
+            {
+                w.send(&ToWorker::Stay);
+            }
             return;
         }
         let has_it = |w: &Worker| w.loaded.iter().any(|((s, _), l)| *s == script && l.mtime == mtime);
@@ -175,7 +190,13 @@ impl Pool {
             }
             self.blocked = true;
             self.refusal = error.clone();
+            // A request that meets the same version need not have it tried again.
+            let failed = self.workers.get(&slot).into_iter().flat_map(|w| &w.loaded).filter(|(_, l)| l.error.is_some());
+            self.touched.extend(failed.map(|((script, _), l)| (script.clone(), l.mtime)));
             self.exit(slot, now, "script_reload");
+            for w in self.workers.values_mut().filter(|w| w.state == State::Ready) {
+                w.send(&ToWorker::Stay);
+            }
             if self.ready() < self.target as usize {
                 // It was to take a dead worker's place: tried again, since the code may have been mended meanwhile.
                 let wait = self.backoff.fail(now).as_secs_f64();

@@ -64,6 +64,8 @@ pub struct Pool {
     pub epoch: u64,
     /// Workers that should be ready; 0 = idle until a request comes.
     pub target: u16,
+    /// The target people have set; load does not change it.
+    pub scaled: Option<u16>,
     pub workers: BTreeMap<u16, Worker>,
     /// Slots of dead workers whose rows are being released.
     pub burying: BTreeMap<u16, Instant>,
@@ -98,6 +100,8 @@ pub struct Pool {
     next_look: Instant,
     next_sweep: Instant,
     pub last_exit: String,
+    /// Workers started so far.
+    pub starts: u64,
     /// The record held by the keeper is out of date.
     pub dirty: bool,
 }
@@ -144,6 +148,7 @@ impl Pool {
             sockets,
             epoch: 1,
             target: 0,
+            scaled: None,
             workers: BTreeMap::new(),
             burying: BTreeMap::new(),
             foreign: BTreeMap::new(),
@@ -165,6 +170,7 @@ impl Pool {
             next_look: now,
             next_sweep: now,
             last_exit: String::new(),
+            starts: 0,
             dirty: true,
         }
     }
@@ -242,9 +248,22 @@ impl Pool {
     /// A request waits: workers shall run.
     pub fn wake(&mut self, now: Instant) {
         if self.target == 0 && self.is_current() {
-            self.target = if self.application.is_empty() { self.group.processes } else { 1 };
+            self.target = self.scaled.unwrap_or(self.configured_target());
             self.activity.1 = now;
             self.dirty = true;
+        }
+    }
+
+    /// Workers to begin with.
+    pub fn configured_target(&self) -> u16 {
+        if self.application.is_empty() { self.group.processes } else { 1 }
+    }
+
+    /// Every worker drains at once.
+    pub fn drain_all(&mut self, now: Instant) {
+        let ready: Vec<u16> = self.workers.values().filter(|w| w.state == State::Ready).map(|w| w.slot).collect();
+        for slot in ready {
+            self.drain(slot, now, self.roll_reason);
         }
     }
 
@@ -370,7 +389,7 @@ impl Pool {
             return;
         }
         let may_idle = !self.application.is_empty() && self.group.application_idle > 0.0;
-        let may_grow = self.target > 0 && self.target < self.group.processes;
+        let may_grow = self.target > 0 && self.target < self.group.processes && self.scaled.is_none();
         if self.target > 0 && !may_grow && !may_idle {
             return;
         }

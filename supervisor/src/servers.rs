@@ -162,6 +162,9 @@ impl Supervisor {
             if application.is_empty() && !pool.preload.is_empty() {
                 pool.wake(now);
             }
+            if pool.scaled.take().is_some() && pool.target > 0 {
+                pool.target = pool.configured_target();
+            }
             pool.target = pool.target.min(group.processes);
             // Older pools of this key go on waiting for this one.
             return;

@@ -2,10 +2,12 @@
 
 use crate::master::Leaving;
 use crate::pool::Pool;
+use crate::recycle::Vitals;
 use crate::supervise::Supervisor;
 use crate::worker::Worker;
+use mod_wsgi_scoreboard::layout::header;
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Everything the supervisor knows about servers, pools and workers.
 pub fn status(s: &Supervisor, now: Instant) -> Value {
@@ -40,6 +42,9 @@ fn pool(p: &Pool, now: Instant) -> Value {
         })
     }));
     json!({
+        "id": p.id, "scaled": p.scaled, "refusal": if p.blocked { p.refusal.as_str() } else { "" },
+        "queue_full": p.table.counter(header::QUEUE_FULL), "recalls": p.table.counter(header::RECALLS),
+        "queue_timeouts": p.table.counter(header::QUEUE_TIMEOUTS), "starts": p.starts, "failing": p.failing,
         "group": p.group.name, "application": p.application, "master": p.master.pid, "state": p.state_name(),
         "slots": shape.slots, "threads": shape.threads, "rows": shape.rows,
         "target": p.target, "epoch": p.epoch, "failures": p.backoff.failures(), "last_exit": p.last_exit,
@@ -49,10 +54,18 @@ fn pool(p: &Pool, now: Instant) -> Value {
 
 fn worker(p: &Pool, w: &Worker, now: Instant) -> Value {
     let (sent, running) = p.table.count_rows(w.slot);
+    let vitals = Vitals::of(w.process.pid);
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    let under_way = w.journal.entries().into_iter().map(|e| {
+        let seconds = clock.saturating_sub(e.started) as f64 / 1e6;
+        json!({ "line": String::from_utf8_lossy(&e.line), "phase": e.phase.name(), "seconds": seconds })
+    });
+    let under_way: Vec<Value> = under_way.collect();
     json!({
         "slot": w.slot, "generation": w.generation, "pid": w.process.pid, "state": w.state.name(), "former": false,
         "epoch": w.epoch, "age": now.duration_since(w.started).as_secs_f64(), "python": w.python,
         "requests": p.table.requests(w.slot), "sent": sent, "running": running,
-        "load_set": w.load_set.len(), "loaded": w.loaded.len(),
+        "load_set": w.load_set.len(), "loaded": w.loaded.len(), "due": w.life.due, "stuck": w.stuck.len(),
+        "rss": vitals.map(|v| v.rss), "cpu": vitals.map(|v| v.cpu.as_secs_f64()), "under_way": under_way,
     })
 }

@@ -2,6 +2,7 @@
 //! in `connections`, servers and their processes in `servers`, workers in `pool` and `life`.
 
 use crate::channel::{self, Channel};
+use crate::command::StacksWanted;
 use crate::connections::Connection;
 use crate::context::Context;
 use crate::held::{
@@ -84,6 +85,7 @@ pub struct Supervisor {
     pub refused: BTreeMap<String, Instant>,
     /// Rows of departed clients are to be released.
     pub departed: bool,
+    pub stacks_wanted: Vec<StacksWanted>,
     /// When rows and counts of departed clients are looked at.
     repair_at: Option<Instant>,
 }
@@ -213,6 +215,7 @@ impl Supervisor {
             replace: false,
             refused: BTreeMap::new(),
             departed: restarted,
+            stacks_wanted: Vec::new(),
             repair_at: None,
         };
         s.recover(held, now);
@@ -287,6 +290,7 @@ impl Supervisor {
         let mut next = now + Duration::from_secs(60);
         self.check_connections(now, &mut next);
         self.check_servers(now, &mut next);
+        self.step_stacks(now, &mut next);
         if self.accept_after > now {
             next = next.min(self.accept_after);
         }

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 pub const ORPHAN_TIMEOUT: f64 = 10.0;
 /// Lines of stderr kept to explain a failed start.
 const TAIL: usize = 12;
+/// Lines of stacks given to whoever asks for them; the log has all.
+const CAPTURED: usize = 5000;
 /// Bytes read from one pipe in one turn.
 const PIPE_TURN: usize = 64 * 1024;
 
@@ -144,6 +146,8 @@ pub struct Worker {
     pub journal: Journal,
     /// Rows with their generations whose requests it has given up.
     pub stuck: Vec<(u16, u32)>,
+    /// Lines of its standard error that somebody has asked for.
+    pub captured: Option<Vec<String>>,
     pub shutdown_timeout: Duration,
     pub graceful_timeout: Duration,
 }
@@ -205,6 +209,7 @@ impl Worker {
                 startup_timeout: group.startup_timeout,
                 shutdown_timeout: group.shutdown_timeout,
                 orphan_timeout: ORPHAN_TIMEOUT,
+                strict_reloading: group.strict_reloading,
                 request_timeout: group.deadlines.request,
                 interrupt_timeout: group.deadlines.interrupt,
                 deadlock_timeout: group.deadlines.deadlock,
@@ -237,6 +242,7 @@ impl Worker {
             tail: VecDeque::new(),
             journal,
             stuck: Vec::new(),
+            captured: None,
             shutdown_timeout: seconds(group.shutdown_timeout),
             graceful_timeout: seconds(group.graceful_timeout),
         };
@@ -287,6 +293,9 @@ impl Worker {
             let (level, pid) = (output.level, output.pid as u32);
             let open = output.read(|line| {
                 cx.log.line(level, pid, line, starting && i == 1);
+                if let Some(lines) = self.captured.as_mut().filter(|l| i == 1 && l.len() < CAPTURED) {
+                    lines.push(String::from_utf8_lossy(line).into_owned());
+                }
                 if starting && i == 1 {
                     self.remember(line);
                 }

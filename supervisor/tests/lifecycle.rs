@@ -117,6 +117,7 @@ impl House {
             maximum_application_groups: 2,
             recycle: Recycle::default(),
             deadlines: Deadlines::default(),
+            strict_reloading: false,
         }
     }
 

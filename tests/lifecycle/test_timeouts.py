@@ -74,19 +74,19 @@ def test_per_location(apache) -> None:
     """L2: WSGIRequestTimeout of a place replaces that of the group; 0 is never."""
     one = server(
         apache,
-        "request-timeout=0.4",
+        "request-timeout=1",
         extra="""
 <Location /sleep>
 WSGIRequestTimeout 0
 </Location>
 <Location /spin>
-WSGIRequestTimeout 1.5
+WSGIRequestTimeout 30
 </Location>
 """,
     )
     before = one.ready()
-    assert one.get("/sleep?1.2").status == 200
-    assert one.get("/spin?0.8").status == 200
+    assert one.get("/sleep?1.6").status == 200
+    assert one.get("/spin?1.2").status == 200
     assert one.ready() == before
     one.expect_log("MWR0436")
     assert one.get("/alloc?1").status == 200
@@ -153,7 +153,7 @@ def test_deadlock(apache) -> None:
     """L4: a thread that keeps the GIL for ever: stacks, replacement, 502 for what ran, other requests served."""
     one = server(apache, "deadlock-timeout=1 shutdown-timeout=1")
     one.expect_log("MWR0438")
-    one.log.allow("MWR0207|MWR0309")
+    one.log.allow("MWR0207")
     before = one.ready()
     stuck = in_background(lambda: one.get("/hold?60", timeout=30))
     wait_until(lambda: any(w["running"] for w in one.workers()))

@@ -98,6 +98,9 @@ pub struct Group {
     /// Deadlines of requests. Absent in records of an earlier version: none.
     #[serde(default)]
     pub deadlines: Deadlines,
+    /// Requests that come with a newer script wait for the workers that have loaded it.
+    #[serde(default)]
+    pub strict_reloading: bool,
 }
 
 /// Deadlines of requests and of the interpreter, seconds; 0 = none.
@@ -204,6 +207,26 @@ pub enum ToSupervisor {
     Table { secret: Secret, group: String, application: String },
     /// For people: `mod-wsgi-rs ctl status`. Answer: `Status`.
     Status,
+    /// For people: what `mod-wsgi-rs ctl` and the launcher's signals ask for. Answer: `Done` or `Refused`.
+    Command { command: Command },
+}
+
+/// What people may tell a supervisor. `group`: a daemon process group, empty = the automatic one; `None` = all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Command {
+    /// New workers with new code, one batch at a time, old ones drained.
+    Reload { group: Option<String> },
+    /// Every worker ends now, requests that run may finish; new ones start.
+    Restart { group: Option<String> },
+    /// So many workers, whatever the load; 0 = as configured.
+    Scale { group: String, processes: u16 },
+    /// So many more or fewer.
+    ScaleBy { group: Option<String>, by: i16 },
+    /// The Python stacks of all threads, to the error log and in the answer.
+    Stacks { group: Option<String> },
+    /// Least level of the supervisor's own and of the workers' lines, until the next configuration.
+    LogLevel { level: Level },
 }
 
 /// Messages of the supervisor over `ctl.sock`.
@@ -229,6 +252,11 @@ pub enum FromSupervisor {
     },
     Status {
         status: serde_json::Value,
+    },
+    /// `pools`: numbers and versions of the pools it concerned; `text`: for people.
+    Done {
+        pools: Vec<(u32, u64)>,
+        text: String,
     },
 }
 
@@ -256,6 +284,10 @@ pub enum ToWorker {
     Drain,
     /// Run the exit sequence and end within `timeout` seconds. `reason` is that of `process_stopping` subscribers.
     Exit { timeout: f64, reason: String },
+    /// The stacks of all threads are wanted on its standard error.
+    Stacks,
+    /// The new version of its code cannot be loaded: requests that wait for it are served by the old one.
+    Stay,
 }
 
 /// What has taken too long.

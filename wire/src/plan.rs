@@ -47,6 +47,9 @@ pub struct WorkerPlan {
     pub interrupt_timeout: f64,
     #[serde(default)]
     pub deadlock_timeout: f64,
+    /// Requests that come with a newer script wait for the workers that have loaded it.
+    #[serde(default)]
+    pub strict_reloading: bool,
     /// Requests after which it reports [`crate::control::FromWorker::Spent`]; 0 = never.
     #[serde(default)]
     pub maximum_requests: u64,

@@ -5,7 +5,7 @@
 mod targets;
 
 use mod_wsgi_wire::control::{
-    self, Config, Deadlines, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
+    self, Command, Config, Deadlines, FromSupervisor, FromWorker, Group, Preload, Recycle, RefusedReason, Secret,
 };
 use mod_wsgi_wire::control::{StuckReason, ToSupervisor, ToWorker};
 use mod_wsgi_wire::decode::{self, Error, Key};
@@ -433,6 +433,7 @@ prop_compose! {
             deadlines: Deadlines {
                 request: deadlines[0], interrupt: deadlines[1], deadlock: deadlines[2], eviction: deadlines[3],
             },
+            strict_reloading: bits[0],
         }
     }
 }
@@ -457,6 +458,8 @@ fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
         (".{0,9}", configs()).prop_map(|(build, c)| ToSupervisor::Configure { build, config: Box::new(c) }),
         Just(ToSupervisor::Reloading),
         Just(ToSupervisor::Stop),
+        (".{0,9}", any::<u16>())
+            .prop_map(|(group, processes)| ToSupervisor::Command { command: Command::Scale { group, processes } }),
         (secrets(), any::<Option<u32>>()).prop_map(|(secret, client)| ToSupervisor::Register { secret, client }),
         (secrets(), ".{0,20}", ".{0,20}").prop_map(|(secret, group, application)| ToSupervisor::Table {
             secret,

@@ -304,6 +304,7 @@ fn group() -> Group {
         maximum_application_groups: 32,
         recycle: Recycle { maximum_requests: 1000, health_check_path: vec!["/live".into()], ..Recycle::default() },
         deadlines: Deadlines { request: 60.0, deadlock: 300.0, ..Deadlines::default() },
+        strict_reloading: false,
     }
 }
 
@@ -356,6 +357,7 @@ fn controls() -> Vec<Seed> {
             request_timeout: 60.0,
             interrupt_timeout: 0.0,
             deadlock_timeout: 300.0,
+            strict_reloading: false,
             maximum_requests: 1040,
             health_check_path: vec!["/live".into()],
             fds: WorkerFds { control: 3, table: 4, listener: 5, journal: 7, worker_dir: 6 },

@@ -104,8 +104,10 @@ impl Control {
                 Ok(Some((message, used))) => {
                     self.input.drain(..used);
                     match message {
-                        // The table decides what may still run; the order itself needs no act of the worker.
-                        ToWorker::Drain => {}
+                        // The table decides what may still run; only those who wait for new code must know.
+                        ToWorker::Drain => self.shared.reload.leave(),
+                        ToWorker::Stay => self.shared.reload.stay(),
+                        ToWorker::Stacks => sys::signal_stacks(),
                         ToWorker::Exit { timeout, reason } => {
                             let time = if timeout.is_finite() { timeout.clamp(0.0, 1e6) } else { 5.0 };
                             self.shared.request_exit(&reason, Duration::from_secs_f64(time));

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A loaded script with one of its callables.
 pub struct App {
@@ -23,6 +24,8 @@ pub struct App {
     mtime: u64,
     /// The last other time that has been reported.
     reported: AtomicU64,
+    /// The time for which nobody waits: that version could not be loaded.
+    refused: AtomicU64,
 }
 
 static APPS: Mutex<Vec<Arc<App>>> = Mutex::new(Vec::new());
@@ -84,6 +87,7 @@ pub fn register_app(
         attributes: names.collect(),
         mtime,
         reported: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
     };
     let app = Arc::new(app);
     let mut apps = lock(&APPS);
@@ -108,16 +112,28 @@ impl App {
         Ok(Some(object))
     }
 
-    /// Reports once that the server sees another modification time than the one that was loaded.
-    pub fn compare(&self, mtime: u64) {
+    /// Reports once that the server sees another modification time than the one that was loaded. With strict reloading
+    /// waits for the workers that have loaded it; `true`: this worker leaves, the request belongs to one of them.
+    pub fn compare(&self, py: Python<'_>, mtime: u64) -> bool {
         if mtime == 0 || mtime == self.mtime || self.mtime == 0 {
-            return;
+            return false;
         }
-        if self.reported.swap(mtime, Relaxed) != mtime
-            && let Some(shared) = shared::get()
-        {
+        let Some(shared) = shared::get() else { return false };
+        let stays = shared.reload.stays();
+        if self.reported.swap(mtime, Relaxed) != mtime {
             let script = String::from_utf8_lossy(&self.script).into_owned();
             shared.tell(&FromWorker::Touched { script, mtime });
         }
+        if !shared.plan.strict_reloading || self.refused.load(Relaxed) == mtime {
+            return false;
+        }
+        let limit = shared.plan.startup_timeout;
+        let limit = if limit > 0.0 { limit.min(3600.0) } else { 60.0 };
+        let leaves = py.detach(|| shared.reload.wait(stays, Duration::from_secs_f64(limit)));
+        if !leaves {
+            // It cannot be loaded, or nobody knows: the old code goes on, and nobody waits for this version again.
+            self.refused.store(mtime, Relaxed);
+        }
+        leaves
     }
 }

@@ -89,6 +89,15 @@ impl Runtime {
     }
 }
 
+/// What a request is for.
+enum Found<'py> {
+    Application(Bound<'py, PyAny>),
+    /// There is none, and that has been logged.
+    Nothing,
+    /// Another worker has the version of the script that the request came with.
+    Elsewhere,
+}
+
 /// A frame to be served.
 struct Work {
     conn: Arc<Conn>,
@@ -413,7 +422,7 @@ impl Server {
         };
         let current = Current::enter(py, self.number as usize, conn, &environ, call);
         let alive = match self.application(py, target, request.script_mtime, clock) {
-            Ok(Some(application)) => {
+            Ok(Found::Application(application)) => {
                 if self.shared.events.load(Relaxed) {
                     self.call_with_events(response, &environ, &input, application, clock)
                 } else {
@@ -422,7 +431,8 @@ impl Server {
                     response.send(result)
                 }
             }
-            Ok(None) => response.abort(AbortReason::Load, true),
+            Ok(Found::Nothing) => response.abort(AbortReason::Load, true),
+            Ok(Found::Elsewhere) => response.abort(AbortReason::NotRun, true),
             Err(e) => {
                 self.runtime.report_exception(py, e, response.script);
                 response.abort(AbortReason::Load, true)
@@ -440,14 +450,14 @@ impl Server {
         alive && intact
     }
 
-    /// The callable of a request; loads the script if need be. `None`: there is none, and that has been logged.
+    /// The callable of a request; loads the script if need be.
     fn application<'py>(
         &mut self,
         py: Python<'py>,
         target: &Target<'_>,
         mtime: u64,
         clock: &Clock<'_>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+    ) -> PyResult<Found<'py>> {
         let app = match scripts::find(target, &mut self.last) {
             Some(app) => app,
             None => {
@@ -456,22 +466,24 @@ impl Server {
                 let loaded: bool = match clock.load(load) {
                     Some(loaded) => loaded?.extract()?,
                     // Given up; whatever is sent goes nowhere.
-                    None => return Ok(None),
+                    None => return Ok(Found::Nothing),
                 };
                 match scripts::find(target, &mut self.last) {
                     Some(app) if loaded => app,
-                    _ => return Ok(None),
+                    _ => return Ok(Found::Nothing),
                 }
             }
         };
-        app.compare(mtime);
+        if app.compare(py, mtime) {
+            return Ok(Found::Elsewhere);
+        }
         match app.callable(py)? {
-            Some(callable) if callable.is_callable() => Ok(Some(callable)),
+            Some(callable) if callable.is_callable() => Ok(Found::Application(callable)),
             found => {
                 let script = String::from_utf8_lossy(target.script);
                 let callable = String::from_utf8_lossy(target.callable);
                 self.runtime.missing.bind(py).call1((&*script, &*callable, found))?;
-                Ok(None)
+                Ok(Found::Nothing)
             }
         }
     }

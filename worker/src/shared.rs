@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Epoll data of the listening socket; connections have `generation:32 | index:32` with generations from 1.
@@ -33,6 +33,7 @@ pub struct Shared {
     pub table: Table,
     pub journal: Journal,
     pub watch: Watch,
+    pub reload: Reload,
     epoll: Epoll,
     pub listener: Fd,
     pub control: Fd,
@@ -55,6 +56,39 @@ pub struct Shared {
     left: AtomicI64,
     /// Who waits for requests.
     pub turn: Turn,
+}
+
+/// What requests that wait for new code wait for.
+#[derive(Default)]
+pub struct Reload {
+    /// This worker leaves; and how often it was told to stay because the new code cannot be loaded.
+    state: Mutex<(bool, u64)>,
+    changed: Condvar,
+}
+
+impl Reload {
+    /// This worker gets no more requests: others have the new code.
+    pub fn leave(&self) {
+        lock(&self.state).0 = true;
+        self.changed.notify_all();
+    }
+
+    /// The new code cannot be loaded.
+    pub fn stay(&self) {
+        lock(&self.state).1 += 1;
+        self.changed.notify_all();
+    }
+
+    /// How often it was told to stay.
+    pub fn stays(&self) -> u64 {
+        lock(&self.state).1
+    }
+
+    /// Waits until this worker leaves (`true`), is told to stay again after `stays` times, or until then.
+    pub fn wait(&self, stays: u64, time: Duration) -> bool {
+        let state = self.changed.wait_timeout_while(lock(&self.state), time, |s| !s.0 && s.1 == stays);
+        state.unwrap_or_else(PoisonError::into_inner).0.0
+    }
 }
 
 /// The order to end.
@@ -128,6 +162,7 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
         token,
         table,
         journal,
+        reload: Reload::default(),
         watch: Watch::new(plan.threads, plan.request_timeout),
         epoll,
         listener,
@@ -302,6 +337,7 @@ impl Shared {
             }
         }
         self.send_back();
+        self.reload.leave();
         self.wake(&self.wake_main);
         self.wake(&self.wake_control);
     }
