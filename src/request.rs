@@ -289,10 +289,15 @@ impl<'r> Request<'r> {
         // SAFETY: live request.
         unsafe { sys::ap_set_content_length(self.raw, n as sys::apr_off_t) }
     }
-    /// Nothing may store this answer.
+    /// Nothing may store this answer, nor the page that it is a part of.
     pub fn set_no_cache(&self) {
-        // SAFETY: this thread's request.
-        unsafe { (*self.raw).no_cache = 1 }
+        // SAFETY: this thread's request, and the one around it if it is a subrequest.
+        unsafe {
+            (*self.raw).no_cache = 1;
+            if let Some(page) = self.rec().main.as_mut() {
+                page.no_cache = 1;
+            }
+        }
     }
     /// Asks the client for the body it announced with `Expect: 100-continue`, if it still waits for that.
     pub fn send_continue(&self) {

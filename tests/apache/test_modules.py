@@ -88,6 +88,7 @@ SetOutputFilter INCLUDES
 </Location>
 CacheRoot {prefix}/cache
 CacheEnable disk /cached
+CacheEnable disk /cut.shtml
 CacheIgnoreNoLastMod On
 CacheDefaultExpire 600
 CacheMaxFileSize 10000000
@@ -121,6 +122,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
     (htdocs / "page.shtml").write_text(
         'A <!--#include virtual="/app/part/one?q=1" --> <!--#include virtual="/app/part/two" --> Z'
     )
+    (htdocs / "cut.shtml").write_text('A <!--#include virtual="/app/stream?n=20&break=1&tag=included-cut" --> Z')
     (htdocs / "names.shtml").write_text('<!--#include virtual="/app/environ-json/x?y" -->')
     (htdocs / "broken.shtml").write_text('A <!--#include virtual="/app/fail" --> Z')
     (htdocs / "large.shtml").write_text('<!--#include virtual="/app/stream?n=20" -->')
@@ -402,6 +404,17 @@ def test_cache_does_not_keep_what_broke_off(server: Apache, host: str, kind: str
         r = server.get(f"/cached/cached?tag={tag}&{kind}", host=host)
         assert r.header("Age") is None and (r.truncated or r.status >= 500 or "length=131072" in kind)
         assert calls(server, tag) == n
+
+
+@pytest.mark.ours
+def test_cache_does_not_keep_a_page_with_a_cut(server: Apache) -> None:
+    """W8, W12: where an included answer breaks off, the page around it is cut visibly and not stored either."""
+    server.expect_log("deliberate-break")
+    allow_break(server)
+    for n in (1, 2, 3):
+        r = server.get("/cut.shtml")
+        assert r.truncated or r.status >= 500 or "an error occurred" in r.text, r.text[-200:]
+        assert r.header("Age") is None and calls(server, "included-cut") == n
 
 
 # --- byte ranges and conditions
