@@ -8,13 +8,13 @@ import os
 import pytest
 
 from harness import http
-from harness.apache import Apache
+from harness.site import Site
 from harness.wait import wait_until
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 8191, 8192, 65535, 65536, 65537, 131072, 1 << 20])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_sizes(server: Apache, size: int, chunked: bool) -> None:
+def test_sizes(server: Site, size: int, chunked: bool) -> None:
     """R14: around the 64 KiB border between inline and descriptor, and 1 MiB."""
     data = os.urandom(size)
     if chunked:
@@ -27,14 +27,14 @@ def test_sizes(server: Apache, size: int, chunked: bool) -> None:
 
 @pytest.mark.ours
 @pytest.mark.parametrize("size", [5, 100000])
-def test_chunked_is_presented_with_its_length(server: Apache, size: int) -> None:
+def test_chunked_is_presented_with_its_length(server: Site, size: int) -> None:
     """DESIGN 4.3: a buffered chunked body has CONTENT_LENGTH and no Transfer-Encoding, so that frameworks read it."""
     data = b"z" * size
     r = server.get("/echo?length", method="POST", headers=[("Transfer-Encoding", "chunked")], body=http.chunked(data))
     assert (r.status, r.body, r.header("X-Length")) == (200, data, str(size))
 
 
-def test_unread_body(server: Apache) -> None:
+def test_unread_body(server: Site) -> None:
     """R10: an application may leave the body unread; the next request on the connection is intact."""
     with server.connect() as c:
         for size in (10, 50000, 60000):
@@ -43,7 +43,7 @@ def test_unread_body(server: Apache) -> None:
         assert c.request("POST", "/echo", body=b"next").body == b"next"
 
 
-def test_slow_sender(server: Apache) -> None:
+def test_slow_sender(server: Site) -> None:
     """R10: a body that comes in pieces is put together."""
     with server.connect() as c:
         c.send(http.build("POST", "/echo", [("Content-Length", "6")]))
@@ -53,24 +53,24 @@ def test_slow_sender(server: Apache) -> None:
         assert c.response().body == b"abcdef"
 
 
-def test_limit_request_body(server: Apache) -> None:
+def test_limit_request_body(server: Site) -> None:
     """DESIGN 4.1: over LimitRequestBody the answer is 413 and the application does not run."""
-    server.allow_log(r"AH01587|AH00589|LimitRequestBody|Requested content-length|exceeds|WSGI0142")
+    server.allow_log(server.TOO_LARGE)
     r = server.get("/limited", method="POST", body=b"x" * 1001)
     assert r.status == 413
     assert server.get("/limited", method="POST", body=b"x" * 1000).status in (200, 404)
 
 
 @pytest.mark.ours
-def test_limit_request_body_chunked(server: Apache) -> None:
+def test_limit_request_body_chunked(server: Site) -> None:
     """DESIGN 4.1: a chunked body over the limit is a 413 as well."""
-    server.allow_log(r"AH01587|AH00589|AH01588|LimitRequestBody|exceeds|MWR02\d\d")
+    server.allow_log(server.TOO_LARGE)
     body = http.chunked(*[b"x" * 300] * 5)
     r = server.get("/limited", method="POST", headers=[("Transfer-Encoding", "chunked")], body=body)
     assert r.status == 413
 
 
-def test_expect_continue(server: Apache) -> None:
+def test_expect_continue(server: Site) -> None:
     """Pitfall H20: the body is asked for with 100, and the request is answered."""
     with server.connect() as c:
         c.send(http.build("POST", "/echo", [("Expect", "100-continue"), ("Content-Length", "5")]))
@@ -81,9 +81,9 @@ def test_expect_continue(server: Apache) -> None:
 
 
 @pytest.mark.ours
-def test_expect_continue_over_the_limit(server: Apache) -> None:
+def test_expect_continue_over_the_limit(server: Site) -> None:
     """DESIGN 4.1: a body that will be refused is not asked for."""
-    server.allow_log(r"AH01587|AH00589|LimitRequestBody|exceeds|content-length|MWR02\d\d")
+    server.allow_log(server.TOO_LARGE)
     with server.connect() as c:
         c.send(http.build("POST", "/limited", [("Expect", "100-continue"), ("Content-Length", "2000")]))
         r = c.response()
@@ -94,25 +94,25 @@ def test_expect_continue_over_the_limit(server: Apache) -> None:
     "head",
     [[("Content-Length", "abc")], [("Content-Length", "-5")], [("Transfer-Encoding", "gzip")]],
 )
-def test_bad_framing(server: Apache, head: list[tuple[str, str]]) -> None:
+def test_bad_framing(server: Site, head: list[tuple[str, str]]) -> None:
     """R21: framing that is not HTTP is refused; the server goes on."""
-    server.allow_log(r"AH\d{5}|WSGI01\d\d|MWR02\d\d")
+    server.allow_log(server.CLIENT_FAULTS)
     r = server.get("/echo", method="POST", headers=head, body=b"")
     assert r.status in (400, 411, 501)
     assert server.get("/exact?on").status == 200
 
 
-def test_client_leaves_in_its_body(server: Apache) -> None:
+def test_client_leaves_in_its_body(server: Site) -> None:
     """DESIGN 4.3: a body that ends early never reaches a buffered application; others are unaffected."""
-    server.allow_log(r"AH\d{5}|WSGI\d{4}|MWR02\d\d|Partial results|deliberate|OSError|Traceback")
+    server.allow_log(server.CLIENT_FAULTS)
     with server.connect() as c:
         c.send(http.build("POST", "/echo", [("Content-Length", "1000")]) + b"only some")
     assert server.get("/exact?on").text == "exact:on"
 
 
-def test_bad_chunk(server: Apache) -> None:
+def test_bad_chunk(server: Site) -> None:
     """R21: broken chunked coding is a 400, not a crash."""
-    server.allow_log(r"AH\d{5}|WSGI\d{4}|MWR02\d\d|OSError|Traceback|File |Error|conform")
+    server.allow_log(server.CLIENT_FAULTS)
     for bad in (b"zz\r\nabc\r\n0\r\n\r\n", b"5\r\nabc", b"ffffffffffffffffff\r\nx"):
         with server.connect() as c:
             c.send(http.build("POST", "/echo", [("Transfer-Encoding", "chunked")]) + bad)
@@ -126,14 +126,14 @@ def test_bad_chunk(server: Apache) -> None:
 
 
 @pytest.mark.ours
-def test_descriptor_count_stays_flat(server: Apache) -> None:
+def test_descriptor_count_stays_flat(server: Site) -> None:
     """Pitfall S10: spooled bodies leave no descriptor behind in the children."""
     from harness import procs
 
     data = b"s" * 200000
 
     def count() -> int:
-        return sum(procs.descriptors(p.pid) for p in server.httpd_children() if p.alive())
+        return sum(procs.descriptors(p.pid) for p in server.request_processes() if p.alive())
 
     with server.connect() as c:
         for _ in range(5):

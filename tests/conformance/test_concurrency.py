@@ -8,7 +8,7 @@ import os
 import threading
 
 from harness import http, product
-from harness.apache import Apache
+from harness.site import Site
 from harness.wait import wait_until
 
 
@@ -31,7 +31,7 @@ def run_clients(n: int, work) -> None:
         raise errors[0]
 
 
-def test_echo_of_unique_bodies(server: Apache) -> None:
+def test_echo_of_unique_bodies(server: Site) -> None:
     """R26: 32 clients x 200 requests with bodies of their own: each gets its own back."""
 
     def work(i: int) -> None:
@@ -44,7 +44,7 @@ def test_echo_of_unique_bodies(server: Apache) -> None:
     run_clients(32, work)
 
 
-def test_mixed_requests(server: Apache) -> None:
+def test_mixed_requests(server: Site) -> None:
     """R26: streams, files, errors-free forms and large answers side by side on 16 connections."""
     pattern = bytes(range(256)) * 256
 
@@ -62,7 +62,7 @@ def test_mixed_requests(server: Apache) -> None:
     run_clients(16, work)
 
 
-def test_thread_locals_survive(server: Apache) -> None:
+def test_thread_locals_survive(server: Site) -> None:
     """R17: the same threads serve request after request, so thread-locals keep their values."""
     if not product.is_ours():
         return
@@ -76,7 +76,7 @@ def test_thread_locals_survive(server: Apache) -> None:
         assert counts == sorted(set(counts)) and counts[-1] - counts[0] == len(counts) - 1, (who, counts)
 
 
-def test_waiting_requests_beside_a_busy_path(server: Apache) -> None:
+def test_waiting_requests_beside_a_busy_path(server: Site) -> None:
     """R17: a request of 20 waits of 0.2 ms beside a saturated hello path takes at most 10 x its idle time."""
     with server.connect() as c:
         idle = sorted(float(c.request(target="/waits").text) for _ in range(15))[7]
@@ -103,7 +103,7 @@ def test_waiting_requests_beside_a_busy_path(server: Apache) -> None:
     assert busy <= 10 * idle, f"{busy * 1000:.1f} ms beside load, {idle * 1000:.1f} ms idle"
 
 
-def test_both_processes_serve(server: Apache) -> None:
+def test_both_processes_serve(server: Site) -> None:
     """R10: with requests under way in one process the other serves."""
 
     def spread() -> bool:
@@ -121,9 +121,9 @@ def test_both_processes_serve(server: Apache) -> None:
     wait_until(spread, 10, "requests in both processes")
 
 
-def test_clients_that_leave(server: Apache) -> None:
+def test_clients_that_leave(server: Site) -> None:
     """DESIGN 4.7: clients that hang up in the middle of an answer disturb nobody."""
-    server.allow_log(r"WSGI\d{4}|AH\d{5}|Broken pipe|MWR02\d\d")
+    server.allow_log(server.CLIENT_FAULTS)
 
     def work(i: int) -> None:
         for k in range(10):
@@ -138,7 +138,7 @@ def test_clients_that_leave(server: Apache) -> None:
     assert r["pid"]
 
 
-def test_multiprocessing(server: Apache) -> None:
+def test_multiprocessing(server: Site) -> None:
     """R18: multiprocessing works inside an application, with each start method."""
     if not product.is_ours():
         return

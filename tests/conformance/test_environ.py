@@ -9,24 +9,23 @@ import os
 import pytest
 
 from harness import http, product
-from harness.apache import Apache
 from harness.case import text
 from harness.site import Site
 
 BASIC = "Basic " + base64.b64encode(b"someone:secret").decode()
 
 
-def environ(server: Apache, target: str = "/environ-json", **kw) -> dict[str, tuple[str, object]]:
+def environ(server: Site, target: str = "/environ-json", **kw) -> dict[str, tuple[str, object]]:
     r = server.get(target, **kw)
     assert r.status == 200, r.text
     return {k: (t, v) for k, (t, v) in json.loads(r.body).items()}
 
 
-def values(server: Apache, target: str = "/environ-json", **kw) -> dict[str, object]:
+def values(server: Site, target: str = "/environ-json", **kw) -> dict[str, object]:
     return {k: v for k, (_, v) in environ(server, target, **kw).items()}
 
 
-def test_cgi_keys(server: Apache) -> None:
+def test_cgi_keys(server: Site) -> None:
     """R10, PEP 3333: the CGI variables, as native strings."""
     e = environ(server, "/environ-json/some/path?a=1&b=%20", host="example.org:4711")
     for key, (kind, _) in e.items():
@@ -46,17 +45,15 @@ def test_cgi_keys(server: Apache) -> None:
     assert str(v["REMOTE_PORT"]).isdigit()
     assert v["REQUEST_SCHEME"] == "http"
     assert v["HTTP_HOST"] == "example.org:4711"
-    assert str(v["SERVER_SOFTWARE"]).startswith("Apache")
+    assert str(v["SERVER_SOFTWARE"]).startswith(server.SOFTWARE)
     assert v["DOCUMENT_ROOT"] == f"{server.prefix}/htdocs"
     assert v["SCRIPT_FILENAME"] == f"{server.apps}/conform.wsgi"
-    assert v["CONTEXT_DOCUMENT_ROOT"] and "CONTEXT_PREFIX" in v
-    assert "SERVER_ADMIN" in v
     assert v["MWR_SETENV"] == "from-setenv"
     assert "CONTENT_TYPE" not in v or v["CONTENT_TYPE"] == ""
     assert "*exact-dict" in v and v["*exact-dict"] is True
 
 
-def test_absent_keys(server: Apache) -> None:
+def test_absent_keys(server: Site) -> None:
     """R10: what the reference leaves out since 6.0 stays out."""
     v = values(server)
     absent = {
@@ -74,13 +71,13 @@ def test_absent_keys(server: Apache) -> None:
     assert "REMOTE_USER" not in v and "AUTH_TYPE" not in v
 
 
-def test_query_string_is_always_there(server: Apache) -> None:
+def test_query_string_is_always_there(server: Site) -> None:
     """R10: QUERY_STRING and PATH_INFO are '' when there is none."""
     v = values(server)
     assert v["QUERY_STRING"] == "" and v["REQUEST_URI"] == "/environ-json"
 
 
-def test_wsgi_keys(server: Apache) -> None:
+def test_wsgi_keys(server: Site) -> None:
     """R10, PEP 3333: the wsgi.* keys and their types."""
     e = environ(server)
     assert e["wsgi.version"] == ("tuple", [1, 0])
@@ -93,7 +90,7 @@ def test_wsgi_keys(server: Apache) -> None:
         assert key in e, key
 
 
-def test_mod_wsgi_keys(server: Apache) -> None:
+def test_mod_wsgi_keys(server: Site) -> None:
     """R10: the mod_wsgi.* keys that the reference documents, with its types."""
     e = environ(server, "/mounted/below/environ-json/x")
     v = {k: x for k, (_, x) in e.items()}
@@ -106,7 +103,7 @@ def test_mod_wsgi_keys(server: Apache) -> None:
     assert v["mod_wsgi.path_info"] == "/environ-json/x"
     assert v["mod_wsgi.listener_port"] == str(server.port)
     assert v["mod_wsgi.listener_host"] in ("127.0.0.1", "")
-    assert e["mod_wsgi.version"][0] == "tuple" and e["apache.version"][0] == "tuple"
+    assert e["mod_wsgi.version"][0] == "tuple"
     assert e["mod_wsgi.thread_id"][0] == "int" and e["mod_wsgi.server_pid"][0] == "str"
     for key in ("request_start", "queue_start", "daemon_start", "application_start"):
         kind, value = e[f"mod_wsgi.{key}"]
@@ -196,7 +193,7 @@ def test_no_length_without_a_body(server: Site) -> None:
         (("Cookie", "a=b; c=d"), "HTTP_COOKIE", "a=b; c=d"),
     ],
 )
-def test_header(server: Apache, field: tuple[str, str], key: str, value: str) -> None:
+def test_header(server: Site, field: tuple[str, str], key: str, value: str) -> None:
     """R10: request header fields arrive as HTTP_*, values in Latin-1."""
     assert environ(server, headers=[field])[key] == ("str", value)
 
@@ -205,44 +202,44 @@ def test_header(server: Apache, field: tuple[str, str], key: str, value: str) ->
     "field",
     [("X_Under", "1"), ("Proxy", "http://evil"), ("X.Dot", "1"), ("X!Bang", "1"), ("X-Under_Score", "1")],
 )
-def test_header_is_dropped(server: Apache, field: tuple[str, str]) -> None:
+def test_header_is_dropped(server: Site, field: tuple[str, str]) -> None:
     """R10: names outside [A-Za-z0-9-] and Proxy never reach the application."""
     v = values(server, headers=[field, ("X-Good", "here")])
     assert v["HTTP_X_GOOD"] == "here"
     assert not [k for k in v if "UNDER" in k or "PROXY" in k or "DOT" in k or "BANG" in k]
 
 
-def test_header_underscore_cannot_replace_dash(server: Apache) -> None:
+def test_header_underscore_cannot_replace_dash(server: Site) -> None:
     """R10: a client cannot overwrite X-Real by X_Real."""
     assert values(server, headers=[("X-Real", "true"), ("X_Real", "false")])["HTTP_X_REAL"] == "true"
 
 
-def test_header_duplicates(server: Apache) -> None:
+def test_header_duplicates(server: Site) -> None:
     """R10: repeated fields are joined in order."""
     assert values(server, headers=[("X-Dup", "one"), ("X-Dup", "two")])["HTTP_X_DUP"] == "one, two"
     assert values(server, headers=[("Cookie", "a=1"), ("Cookie", "b=2")])["HTTP_COOKIE"] in ("a=1, b=2", "a=1; b=2")
 
 
-def test_content_type_and_length(server: Apache) -> None:
+def test_content_type_and_length(server: Site) -> None:
     """R10: the two bare keys, exactly as sent."""
     v = values(server, method="POST", headers=[("Content-Type", "Text/Plain; charset=x")], body=b"abc")
     assert v["CONTENT_TYPE"] == "Text/Plain; charset=x" and v["CONTENT_LENGTH"] == "3"
     assert "HTTP_CONTENT_TYPE" not in v and "HTTP_CONTENT_LENGTH" not in v
 
 
-def test_authorization_is_withheld(server: Apache) -> None:
+def test_authorization_is_withheld(server: Site) -> None:
     """R10: Authorization does not reach the application unless WSGIPassAuthorization is On."""
     assert "HTTP_AUTHORIZATION" not in values(server, headers=[("Authorization", BASIC)])
     assert "HTTP_PROXY_AUTHORIZATION" not in values(server, headers=[("Proxy-Authorization", BASIC)])
 
 
-def test_authorization_is_passed(server: Apache) -> None:
+def test_authorization_is_passed(server: Site) -> None:
     """R10: WSGIPassAuthorization On."""
     v = values(server, "/environ-json/auth-passed", headers=[("Authorization", BASIC)])
     assert v["HTTP_AUTHORIZATION"] == BASIC
 
 
-def test_remote_user(server: Apache) -> None:
+def test_remote_user(server: Site) -> None:
     """R10: httpd's own authentication gives REMOTE_USER and AUTH_TYPE, without the password."""
     assert server.get("/environ-json/basic").status == 401
     v = values(server, "/environ-json/basic", headers=[("Authorization", BASIC)])
@@ -265,25 +262,25 @@ def test_remote_user(server: Apache) -> None:
         ("/mounted/below/environ-json//", "/mounted/below", "/environ-json/"),
     ],
 )
-def test_script_name_and_path_info(server: Apache, target: str, script_name: str, path_info: str) -> None:
+def test_script_name_and_path_info(server: Site, target: str, script_name: str, path_info: str) -> None:
     """R10: the split at the mount, percent-decoded, Latin-1, duplicate slashes collapsed; REQUEST_URI untouched."""
     v = values(server, target)
     assert (v["SCRIPT_NAME"], v["PATH_INFO"]) == (script_name, path_info)
     assert v["REQUEST_URI"] == target
 
 
-def test_mount_root_has_empty_path_info(server: Apache) -> None:
+def test_mount_root_has_empty_path_info(server: Site) -> None:
     """R10: at the mount itself PATH_INFO is ''."""
     r = server.get("/mounted/below")
     assert r.status == 200 and r.text == "exact:", "PATH_INFO '' makes the dispatcher fall back"
 
 
-def test_query_string_is_raw(server: Apache) -> None:
+def test_query_string_is_raw(server: Site) -> None:
     """R10: QUERY_STRING is not decoded."""
     assert values(server, "/environ-json?x=%26&y=a+b&%F0=1")["QUERY_STRING"] == "x=%26&y=a+b&%F0=1"
 
 
-def test_many_and_long_headers(server: Apache) -> None:
+def test_many_and_long_headers(server: Site) -> None:
     """R14: as many and as long fields as httpd accepts arrive whole."""
     fields = [(f"X-Many-{i}", f"{i}:" + "v" * 7000) for i in range(60)]
     v = values(server, headers=fields)
@@ -291,26 +288,26 @@ def test_many_and_long_headers(server: Apache) -> None:
         assert v[f"HTTP_X_MANY_{i}"] == f"{i}:" + "v" * 7000
 
 
-def test_long_target(server: Apache) -> None:
+def test_long_target(server: Site) -> None:
     """R14: a request target near httpd's limit."""
     target = "/environ-json?" + "q" * 8000
     assert values(server, target)["QUERY_STRING"] == "q" * 8000
 
 
-def test_methods(server: Apache) -> None:
+def test_methods(server: Site) -> None:
     """R10: any method reaches the application under its name."""
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "XYZZY"):
         body = b"x" if method in ("POST", "PUT", "PATCH") else None
         assert values(server, method=method, body=body)["REQUEST_METHOD"] == method
 
 
-def test_http10(server: Apache) -> None:
+def test_http10(server: Site) -> None:
     """R10: HTTP/1.0 without Host."""
     v = values(server, version="1.0", host=None)
     assert v["SERVER_PROTOCOL"] == "HTTP/1.0" and v["SERVER_NAME"] == "localhost" and "HTTP_HOST" not in v
 
 
-def test_environ_is_fresh(server: Apache) -> None:
+def test_environ_is_fresh(server: Site) -> None:
     """R17: nothing of one request's environ shows up in the next on the same connection."""
     with server.connect() as c:
         for i in range(20):
@@ -319,7 +316,7 @@ def test_environ_is_fresh(server: Apache) -> None:
             assert [k for k in v if k.startswith("HTTP_X_ONLY")] == [f"HTTP_X_ONLY_{i}"]
 
 
-def test_worker_is_not_root(server: Apache) -> None:
+def test_worker_is_not_root(server: Site) -> None:
     """R6: Python never runs as uid 0; without user= it is the server's user."""
     import pwd
 
@@ -328,7 +325,7 @@ def test_worker_is_not_root(server: Apache) -> None:
     assert e["uid"] == expected and e["main"] is False
 
 
-def test_expect_is_not_seen(server: Apache) -> None:
+def test_expect_is_not_seen(server: Site) -> None:
     """Pitfall H20: the server answers Expect itself."""
     with http.Connection(server.port) as c:
         c.send(http.build("POST", "/environ-json", [("Expect", "100-continue"), ("Content-Length", "2")]) + b"ok")

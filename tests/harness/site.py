@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from . import product
+from . import procs, product
 from .apache import Apache, running
 
 APACHE = """
@@ -73,12 +73,17 @@ SetEnv PATH /forged
 class Site(Apache):
     """The site on Apache, and what is Apache's own in how it refuses things."""
 
+    SOFTWARE = "Apache"
     #: lines of the server's log about requests that are not HTTP, or whose client left
     CLIENT_FAULTS = r"\[(core|http|wsgi|reqtimeout):error\].*(AH\d{5}|MWR02\d\d)"
     #: lines about a body that exceeds its limit
     TOO_LARGE = r"AH01587|AH00589|AH01588|LimitRequestBody|Requested content-length|exceeds|MWR02\d\d|WSGI0142"
     #: records of an application's exception
     TRACEBACK = r"WSGI\d{4}|MWR04\d\d|Traceback|File \"|Error|Exception|SystemExit|GeneratorExit|Interrupt|deliberate|  \S|\^\^|The above exception"
+
+    def request_processes(self) -> list[procs.Process]:
+        """The server's own processes that serve requests."""
+        return self.httpd_children()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,7 @@ BODIES = {
     "streamed-chunked": Body(chunked=True, large=True, streamed=True, mount="/streamed"),
 }
 
+#: kinds of server, by the name that tests show; the value is what `site` makes of it
 KINDS = {kind: kind for kind in ("event", "worker", "prefork")}
 
 
