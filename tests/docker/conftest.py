@@ -1,0 +1,75 @@
+"""Fixtures of the tests that need a Docker engine; without one they are skipped, with the reason."""
+
+from __future__ import annotations
+
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness import docker
+from harness.docker import Container
+
+HERE = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mine = [item for item in items if HERE in item.path.parents]
+    reason = docker.engine() if mine else ""
+    for item in mine:
+        item.add_marker(pytest.mark.ours)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def suite() -> str:
+    """The Debian whose images most tests use."""
+    return "bookworm"
+
+
+@pytest.fixture(scope="session")
+def apache(suite: str) -> str:
+    """The image of Apache."""
+    return f"mod-wsgi-rs:apache{docker.images(suite)}"
+
+
+@pytest.fixture(scope="session")
+def onbuild(suite: str) -> str:
+    """The image to build applications from."""
+    return f"mod-wsgi-rs:apache-onbuild{docker.images(suite)}"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Container]]:
+    """Starts containers: start(image, *command, options=[...])."""
+    containers: list[Container] = []
+
+    def go(image: str, *command: str, options: tuple[str, ...] = ()) -> Container:
+        made = docker.run("create", "--label", docker.LABEL, "-p", "127.0.0.1::8000", *options, image, *command).strip()
+        containers.append(Container(made))
+        docker.run("start", made)
+        return containers[-1]
+
+    yield go
+    for container in containers:
+        container.remove()
+
+
+@pytest.fixture
+def image() -> Iterator[str]:
+    """A name for an image of the test, which is removed at its end."""
+    tag = f"mwr-test-{uuid.uuid4().hex[:12]}:latest"
+    yield tag
+    docker.run("rmi", "-f", tag, status=None)
+
+
+@pytest.fixture(scope="session")
+def probe(apache: str) -> Iterator[str]:
+    """An image with an application that shows where it runs."""
+    tag = f"mwr-test-{uuid.uuid4().hex[:12]}:probe"
+    files = docker.tree(HERE / "apps" / "probe")
+    docker.build(tag, {**files, "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n'})
+    yield tag
+    docker.run("rmi", "-f", tag, status=None)

@@ -1,0 +1,179 @@
+"""The images: an application in two lines (D1, D2), how a container behaves (D5 to D10), what is refused (D17)."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from harness import docker, product
+from harness.http import Response
+from harness.wait import wait_until
+
+#: nothing a container could do without
+HARDENED = ("--read-only", "--tmpfs", "/run/mod-wsgi-rs", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+def test_two_lines(onbuild: str, image: str, start) -> None:
+    """D2: two lines are a whole Dockerfile; requirements go into a virtual environment."""
+    files = docker.tree(product.ROOT / "examples" / "flask")
+    files["Dockerfile"] = f'FROM {onbuild}\nCMD ["app:app"]\n'
+    docker.build(image, files)
+    c = start(image, options=HARDENED).ready()
+    assert "<h1>Hello, world</h1>" in c.get("/").text
+    assert c.exec("id", "-u").strip() == "1001" and c.exec("id", "-g").strip() == "0"
+    assert c.exec("python", "-c", "import flask; print(flask.__file__)").startswith("/opt/venv/")
+    # Cached: another application with the same requirements takes the layer of the dependencies.
+    files["app.py"] = str(files["app.py"], "utf-8").replace("Hello, ", "Good day, ")
+    again = docker.build(image, files)
+    assert "Using cache" in again or "CACHED" in again
+    assert "pip install" not in again and "Collecting" not in again
+    assert c.stop() == 0
+
+
+@pytest.mark.parametrize("user", ["1001", "54321", "54321:65432"])
+def test_user_and_read_only_root(probe: str, start, user: str) -> None:
+    """D5: any user, a read-only root, no capability, no new privileges, the default seccomp profile."""
+    c = start(probe, options=(*HARDENED, "--tmpfs", "/var/tmp", "--user", user)).ready()
+    v = json.loads(c.get().body)
+    assert v["uid"] == int(user.split(":")[0]) and v["gid"] == int((user + ":0").split(":")[1])
+    assert int(v["capabilities"], 16) == 0 and v["no_new_privs"] == "1" and v["seccomp"] == "2"
+    # A body that is spooled to a file.
+    body = b"x" * (2 << 20)
+    assert json.loads(c.get("/body", method="POST", body=body).body) == {"length": len(body)}
+    assert c.stop() == 0
+    assert "MWR" not in c.logs()
+
+
+def test_stop_drains(probe: str, start) -> None:
+    """D6: TERM to the first process: a request in flight is answered, and the end is in time and orderly."""
+    c = start(probe).ready()
+    answers: list[Response] = []
+    client = threading.Thread(target=lambda: answers.append(c.get("/slow?seconds=2", timeout=20)))
+    client.start()
+    wait_until(lambda: "slow request begun" in c.logs(), 10, "the request runs", interval=0.05)
+    assert c.stop(10) == 0
+    client.join(20)
+    assert answers and answers[0].status == 200 and answers[0].complete
+
+
+def test_first_process_reaps(probe: str, start) -> None:
+    """D6: processes that are left to the first one do not stay as zombies."""
+    c = start(probe).ready()
+    first = c.exec("cat", "/proc/1/comm").strip()
+    assert first == "mod-wsgi-rs"
+    c.get("/orphan")
+    # A process whose parent ends at once, beside the server.
+    docker.run("exec", c.id, "sh", "-c", "(sleep 0.2 &)")
+    script = "import glob; print(sum(' Z ' in open(f).read() for f in glob.glob('/proc/[0-9]*/stat')))"
+    wait_until(lambda: "sleep" not in docker.run("top", c.id), 10, "the orphans end", interval=0.1)
+    wait_until(lambda: c.exec("python3", "-c", script).strip() == "0", 10, "no zombie stays", interval=0.1)
+
+
+def test_variables_files_and_environment(apache: str, image: str, start) -> None:
+    """D7, D8: precedence command line, server_args, variable; environment files; values reach os.environ; the hook start."""
+    files = {
+        **docker.tree(product.TESTS / "docker" / "apps" / "probe"),
+        ".mod-wsgi-rs/server_args": "--threads 3\n--setenv A 'b c'\n",
+        ".mod-wsgi-rs/env": "# defaults\nCOLOUR=blue\nSHAPE=round\nMOD_WSGI_RS_LOG_LEVEL=info\n",
+        ".mod-wsgi-rs/start": "#!/bin/sh\necho hook start sees $COLOUR\n",
+        ".mod-wsgi-rs/deploy": "#!/bin/sh\necho hook deploy sees $SHAPE\nexit 7\n",
+        "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n',
+    }
+    docker.build(image, files)
+    variables = {"COLOUR": "red", "MOD_WSGI_RS_THREADS": "9", "WEB_CONCURRENCY": "2", "PORT": "8000"}
+    options = [o for name, value in variables.items() for o in ("-e", f"{name}={value}")]
+    c = start(image, options=tuple(options)).ready()
+    v = json.loads(c.get().body)
+    assert v["environ"]["COLOUR"] == "red" and v["environ"]["SHAPE"] == "round" and v["multiprocess"] is True
+    assert "hook start sees red" in c.output("stdout")
+    config = c.exec("cat", "/run/mod-wsgi-rs/server/httpd.conf")
+    assert "processes=2 threads=3 " in config and "LogLevel info" in config and 'SetEnv "A" "b c"' in config
+    # One-off: the hook deploy and nothing else; its status is that of the container.
+    once = start(image, "--deploy")
+    assert once.wait() == 7 and once.output("stdout").strip() == "hook deploy sees round"
+
+
+def test_limits(probe: str, start) -> None:
+    """D9: processes from the limits of the container, said in one line."""
+    c = start(probe, options=("--cpus", "0.5", "--memory", "256m")).ready()
+    said = [line for line in c.logs().splitlines() if "memory limit" in line]
+    assert len(said) == 1 and said[0].startswith(
+        "mod-wsgi-rs: 1 process: processors 1, memory limit 256 MiB, application "
+    ), said
+    assert said[0].endswith("max-rss 235929K")
+    two = start(probe, options=("--cpus", "2", "--memory", "1g")).ready()
+    assert "mod-wsgi-rs: 2 processes: processors 2, memory limit 1024 MiB" in two.logs()
+    config = two.exec("cat", "/run/mod-wsgi-rs/server/httpd.conf")
+    assert "processes=2 " in config and "max-rss=471859K" in config
+
+
+def test_health(probe: str, start) -> None:
+    """D10: the image's health check asks the supervisor; it fails once that is gone, and is no request."""
+    c = start(probe, options=("--health-interval", "1s")).ready()
+    wait_until(lambda: c.state()["Health"]["Status"] == "healthy", 30, "healthy", interval=0.2)  # type: ignore[index]
+    before = json.loads(c.exec("mod-wsgi-rs", "ctl", "status", "--json"))
+    c.exec("mod-wsgi-rs", "ctl", "live")
+    after = json.loads(c.exec("mod-wsgi-rs", "ctl", "status", "--json"))
+    requests = lambda s: [w["requests"] for p in s["pools"] for w in p["workers"]]
+    assert requests(before) == requests(after)
+    c.exec("mod-wsgi-rs", "ctl", "live", "--server-root", "/tmp", status=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        (["absent.wsgi"], [], ["MWR0602", "absent.wsgi", "not found"]),
+        ([], ["-e", "MOD_WSGI_RS_THREADS=many"], ["MWR0600", "MOD_WSGI_RS_THREADS", "'many'"]),
+        ([], ["-e", "MOD_WSGI_RS_THREDS=1"], ["MWR0600", "MOD_WSGI_RS_THREADS is --threads"]),
+        (["app.wsgi", "--no-such-option"], [], ["MWR0600", "--no-such-option"]),
+    ],
+)
+def test_refusals(probe: str, start, command: list[str], options: list[str], words: list[str]) -> None:
+    """D17: a wrong command or variable ends the container with one clear line and a status."""
+    c = start(probe, *command, options=tuple(options))
+    assert c.wait() == 2 or words[0] == "MWR0602"
+    assert c.state()["ExitCode"] != 0
+    lines = [line for line in c.logs().splitlines() if line]
+    assert all(w in "\n".join(lines) for w in words), lines
+    if "--no-such-option" not in command:
+        assert len([x for x in lines if "MWR" in x]) == 1 and len(lines) == 1, lines
+
+
+def test_failing_hook(apache: str, image: str, start) -> None:
+    """D8: a failing hook ends the container with its output."""
+    files = {
+        **docker.tree(product.TESTS / "docker" / "apps" / "probe"),
+        ".mod-wsgi-rs/start": "#!/bin/sh\necho what went wrong >&2\nexit 3\n",
+        "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n',
+    }
+    docker.build(image, files)
+    c = start(image)
+    assert c.wait() == 1
+    assert "what went wrong" in c.logs() and "MWR0640" in c.logs() and "status 3" in c.logs()
+
+
+def test_failing_requirements(onbuild: str, image: str) -> None:
+    """D17: requirements that cannot be had end the build with one clear line."""
+    files = {"app.wsgi": "", "requirements.txt": "no-such==1.0\n", "wheelhouse/README": ""}
+    files["Dockerfile"] = f'FROM {onbuild}\nENV PIP_NO_INDEX=1\nCMD ["app.wsgi"]\n'
+    said = docker.build(image, files, "--build-arg", "PIP_INDEX_URL=http://127.0.0.1:9/simple", status=1)
+    assert "mod-wsgi-rs-build: the dependencies cannot be installed" in said
+
+
+@pytest.mark.long
+def test_hook_build_and_project(onbuild: str, image: str, start) -> None:
+    """D2, D8: pyproject.toml alone names dependencies; the hook build runs once they are there; files of any mode are readable."""
+    files: dict[str, str | bytes] = {
+        "pyproject.toml": '[project]\nname = "shop"\nversion = "1"\ndependencies = ["six>=1.16"]\n',
+        "app.wsgi": "import six\n" + str(docker.tree(product.TESTS / "docker" / "apps" / "probe")["app.wsgi"], "utf-8"),
+        ".mod-wsgi-rs/build": "#!/bin/sh\npython -c 'import six; print(six.__version__)' > built.txt\nchmod 600 built.txt\n",
+        "Dockerfile": f'FROM {onbuild}\nCMD ["app.wsgi"]\n',
+    }
+    docker.build(image, files)
+    c = start(image).ready()
+    assert c.exec("cat", "/app/built.txt").startswith("1.")
+    files[".mod-wsgi-rs/build"] = "#!/bin/sh\necho no assets >&2\nexit 4\n"
+    said = docker.build(image, files, status=1)
+    assert "no assets" in said and "hook .mod-wsgi-rs/build ended with status 4" in said
