@@ -72,6 +72,11 @@ test-python: ## End-to-end tests alone, against the build in target/
 	@scripts/venv.sh
 	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) tests
 
+test-docker: ## All tests of the images, with a Docker engine
+	@scripts/setup.sh test
+	scripts/venv.sh
+	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) -m "long or not long" --override-ini=timeout=1200 tests/docker
+
 lint: ## Formatting, clippy, ruff, licences and sources of dependencies
 	@scripts/venv.sh
 	$(CARGO) fmt --all --check

@@ -11,6 +11,9 @@ test="$build $run python3-venv curl openssl binutils procps"
 wanted="strace bindfs chromium chromium-driver"
 bench="$test python3-dev wrk"
 
+# Where no registry gives the images that ours begin with, they are made (docker/base.sh).
+! command -v docker >/dev/null 2>&1 || test="$test debootstrap"
+
 case "${1:-}" in
 build) packages=$build ;;
 run) packages=$run ;;

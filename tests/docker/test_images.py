@@ -32,6 +32,16 @@ def test_two_lines(onbuild: str, image: str, start) -> None:
     assert c.stop() == 0
 
 
+@pytest.mark.long
+def test_two_lines_without_buildkit(onbuild: str, image: str, start) -> None:
+    """D2: the builder that engines had before BuildKit takes the same two lines."""
+    files = docker.tree(product.ROOT / "examples" / "flask")
+    files["Dockerfile"] = f'FROM {onbuild}\nCMD ["app:app"]\n'
+    said = docker.build(image, files, env={"DOCKER_BUILDKIT": "0"})
+    assert "Step 1/" in said
+    assert "<h1>Hello, world</h1>" in start(image).ready().get("/").text
+
+
 @pytest.mark.parametrize("user", ["1001", "54321", "54321:65432"])
 def test_user_and_read_only_root(probe: str, start, user: str) -> None:
     """D5: any user, a read-only root, no capability, no new privileges, the default seccomp profile."""
