@@ -85,7 +85,7 @@ class Browser:
             found = self._do("POST", "/elements", {"using": "css selector", "value": css})
             return found[0][_ELEMENT] if found else None
 
-        return wait_until(look, 10, f"an element {css!r}")  # type: ignore[return-value]
+        return wait_until(look, 30, f"an element {css!r}")  # type: ignore[return-value]
 
     def type(self, css: str, text: str) -> None:
         """Types into a field; for a file input, the path of the file."""
@@ -111,7 +111,7 @@ class Browser:
             except WebDriverError:
                 return False  # the element went with its page
 
-        wait_until(shown, 10, f"{text!r} in {css!r}", interval=0.05)
+        wait_until(shown, 30, f"{text!r} in {css!r}", interval=0.05)
 
     def run(self, script: str, *args: Any) -> Any:
         """The value of a piece of JavaScript (`return …`)."""
