@@ -41,7 +41,7 @@ DATA = random.Random(10).randbytes(300_007)
 LARGE = 40_000_000
 
 
-@pytest.fixture(scope="module", params=["event", "prefork"])
+@pytest.fixture(scope="module", params=["event", "worker", "prefork"])
 def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
     apache = Apache(CONFIG, mpm=request.param)
     (apache.scratch / "data").write_bytes(DATA)

@@ -49,7 +49,7 @@ def other(environ, start_response):
 AUTH = [("Authorization", "Basic YTpi")]
 
 
-@pytest.fixture(scope="module", params=["event", "prefork"])
+@pytest.fixture(scope="module", params=["event", "worker", "prefork"])
 def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
     apache = Apache(CONFIG, mpm=request.param)
     for name in ("none", "fileinfo", "both", "exec", "exec/deeper"):

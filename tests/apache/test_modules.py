@@ -106,7 +106,7 @@ CacheQuickHandler off
 """
 
 
-@pytest.fixture(scope="module", params=["event", "prefork"])
+@pytest.fixture(scope="module", params=["event", "worker", "prefork"])
 def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
     apache = Apache(CONFIG, modules=MODULES, mpm=request.param)
     htdocs = apache.prefix / "htdocs"
