@@ -153,6 +153,10 @@ const OWN: &[Opt] = &[
         .default("all addresses")
         .help("Address or host name to listen on."),
     opt("port", Kind::Number(1, 65535), &["NUMBER"], Section::Listening).default("8000").help("Port to listen on."),
+    opt("stop-delay", Kind::Number(0, 3600), &["NUMBER"], Section::Listening).default("0").unit("seconds").help(
+        "After SIGTERM, goes on serving for so long before it stops listening: a load balancer needs a moment to learn that \
+         this server is going. A second SIGTERM ends the delay.",
+    ),
     opt("processes", Kind::Number(1, 500), &["NUMBER"], Section::Capacity)
         .default("1")
         .help("Python processes. When it is given, even as 1, wsgi.multiprocess is true."),

@@ -211,8 +211,10 @@ impl Apache {
         let mut served = false;
         let mut wishes = 0;
         let mut deadline: Option<Instant> = None;
+        // A wish to stop that waits for --stop-delay.
+        let mut held: Option<Instant> = None;
         loop {
-            let event = match deadline {
+            let event = match held.or(deadline) {
                 Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -231,7 +233,11 @@ impl Apache {
                 Ok(Event::Signal(SIGHUP)) if !had_terminal || std::io::stdin().is_terminal() => {
                     self.signal(Signal::SIGUSR1)
                 }
+                Ok(Event::Signal(SIGTERM)) if wishes == 0 && held.is_none() && plan.stop_delay > 0 => {
+                    held = Some(Instant::now() + Duration::from_secs(plan.stop_delay));
+                }
                 Ok(Event::Signal(signal)) => {
+                    held = None;
                     wishes += 1;
                     // SIGTERM is what a container or service manager sends: running requests may finish.
                     let gently = signal == SIGTERM && wishes == 1;
@@ -240,6 +246,13 @@ impl Apache {
                     deadline = Some(Instant::now() + patience + STOP_PATIENCE);
                 }
                 Ok(Event::Ended) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if held.is_some() => {
+                    held = None;
+                    wishes += 1;
+                    self.signal(Signal::SIGWINCH);
+                    let patience = Duration::from_secs(GRACEFUL_SHUTDOWN.into());
+                    deadline = Some(Instant::now() + patience + STOP_PATIENCE);
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     wishes += 1;
                     if wishes > 2 {
@@ -253,7 +266,7 @@ impl Apache {
             }
         }
         let status = self.reap()?;
-        if deadline.is_some() || (served && status.success()) {
+        if deadline.is_some() || held.is_some() || (served && status.success()) {
             return Ok(0);
         }
         let when = if served { "" } else { " before it served anything" };

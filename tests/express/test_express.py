@@ -8,6 +8,7 @@ import pathlib
 import signal
 import socket
 import stat
+import time
 
 import pytest
 
@@ -340,3 +341,27 @@ def test_bad_variable(express, name: str, value: str, words: list[str]) -> None:
     code, output = x.fail("app.wsgi")
     assert code == 2 and name in output and all(w in output for w in words), output
     assert len(output.strip().splitlines()) == 1
+
+
+def test_stop_delay(express) -> None:
+    """D6: after SIGTERM new connections are still served until the delay is over, or the second SIGTERM."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi", "--stop-delay", "600")
+    wait_until(lambda: "Serving" in x.output(), 20, "it has been announced")
+    assert x.process
+    x.process.send_signal(signal.SIGTERM)
+    # The launcher has no other way to show that it has seen the signal than to go on serving.
+    for _ in range(5):
+        assert x.get("/").status == 200
+    x.process.send_signal(signal.SIGTERM)
+    assert x.process.wait(20) == 0
+    y: Express = express()
+    y.write("app.wsgi", HELLO)
+    y.start("app.wsgi", "--stop-delay", "1")
+    wait_until(lambda: "Serving" in y.output(), 20, "it has been announced")
+    assert y.process
+    began = time.monotonic()
+    y.process.send_signal(signal.SIGTERM)
+    assert y.get("/").status == 200
+    assert y.process.wait(20) == 0 and time.monotonic() - began >= 1
