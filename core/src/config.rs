@@ -385,6 +385,7 @@ pub fn resolve(o: &GroupOptions, s: &Surroundings) -> Result<Group, GroupError> 
         application_idle: o.application_idle.unwrap_or(defaults::APPLICATION_IDLE),
         maximum_application_groups: limits(o).maximum_application_groups,
         recycle: o.recycle.clone(),
+        minimum_processes: o.minimum_processes.unwrap_or(0),
         strict_reloading: o.strict_reloading,
         deadlines: Deadlines {
             request: o.request_timeout.unwrap_or(defaults::REQUEST_TIMEOUT),

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 pub struct GroupOptions {
     pub name: String,
     pub processes: Option<u16>,
+    /// The first number of `processes=MIN..MAX`.
+    pub minimum_processes: Option<u16>,
     pub threads: Option<u16>,
     pub user: Option<String>,
     pub group: Option<String>,
@@ -130,6 +132,18 @@ pub(crate) fn request_timeout(v: &str) -> Result<u32, String> {
     }
 }
 
+/// `N`, or `MIN..MAX`.
+fn processes(v: &str) -> Result<(Option<u16>, u16), String> {
+    let number = |v: &str| whole(v, 1, 500).map(|n| n as u16);
+    match v.split_once("..") {
+        None => Ok((None, number(v)?)),
+        Some((least, most)) => match (number(least), number(most)) {
+            (Ok(least), Ok(most)) if least <= most => Ok((Some(least), most)),
+            _ => Err("must be MIN..MAX with whole numbers from 1 to 500, the first not above the second".to_owned()),
+        },
+    }
+}
+
 fn count(v: &str) -> Result<u64, String> {
     v.parse::<u64>().ok().filter(|n| *n <= 1 << 53).ok_or_else(|| "must be a whole number from 0 to 2^53".to_owned())
 }
@@ -191,8 +205,8 @@ macro_rules! options {
 }
 
 options! {
-    "processes" "1..500" "1" No, "Worker processes. `wsgi.multiprocess` is True when the option is given, as in mod_wsgi."
-        |o, v| { o.processes = Some(whole(v, 1, 500)? as u16); Ok(()) };
+    "processes" "1..500, or MIN..MAX" "1" No, "Worker processes; MIN..MAX: as many as the load needs, see docs/reliability.md. `wsgi.multiprocess` is True when the option is given, as in mod_wsgi."
+        |o, v| { let (least, most) = processes(v)?; (o.minimum_processes, o.processes) = (least, Some(most)); Ok(()) };
     "threads" "1..4096" "15" No, "Serving threads of each worker."
         |o, v| { o.threads = Some(whole(v, 1, 4096)? as u16); Ok(()) };
     "user" "name or #uid" "the server's User" No, "User the workers run as, where the server is started as root. Uid 0 is refused."
@@ -398,6 +412,11 @@ mod tests {
             assert!(parse_text(&format!("x {bad}")).is_err(), "{bad}");
         }
         assert!(parse_text("x health-check-path=live").is_err());
+        let o = parse_text("x processes=2..8").unwrap();
+        assert_eq!((o.minimum_processes, o.processes), (Some(2), Some(8)));
+        assert!(
+            ["8..2", "0..3", "2..", "..", "2..501"].iter().all(|b| parse_text(&format!("x processes={b}")).is_err())
+        );
     }
 
     #[test]

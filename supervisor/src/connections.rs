@@ -10,12 +10,19 @@ use mod_wsgi_wire::control::{FromSupervisor, RefusedReason, Secret, ToSupervisor
 use mod_wsgi_wire::frame::Level;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 8192;
+/// Of those, connections of the server's user that stand for nothing (yet): applications may run as that user too.
+const MAX_VISITORS: usize = 256;
+/// And of one process. A server process has one for each application group it asks about at the moment.
+const MAX_VISITORS_OF_ONE: usize = 64;
+/// Connections accepted in one turn: what those that are there have to say comes in between.
+const ACCEPTS: usize = 32;
 /// A connection that registers nothing is closed after this time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,7 +57,7 @@ impl Connection {
 impl Supervisor {
     /// Accepts what has connected.
     pub(crate) fn accept(&mut self, now: Instant) {
-        loop {
+        for _ in 0..ACCEPTS {
             if self.connections.len() >= MAX_CONNECTIONS {
                 self.accept_after = now + Duration::from_secs(1);
                 return;
@@ -68,12 +75,30 @@ impl Supervisor {
             };
             match self.admit(socket, now) {
                 Ok(Some(c)) => {
+                    if !c.privileged {
+                        self.make_room_for(c.pid);
+                    }
                     let id = self.next_connection;
                     self.next_connection += 1;
                     self.connections.insert(id, c);
                 }
                 Ok(None) => {}
                 Err(e) => self.cx.log.event(Level::Error, &format!("MWR0312: ctl.sock: {e}")),
+            }
+        }
+    }
+
+    /// Closes the oldest visitors where there are too many: whoever has something to say has said it by then, so that
+    /// nobody can keep server processes from registering by opening connections.
+    fn make_room_for(&mut self, pid: i32) {
+        let visitors = |all: &BTreeMap<u64, Connection>, pid: Option<i32>| -> Vec<u64> {
+            let fits = |c: &Connection| c.role == Role::Visitor && !c.privileged && pid.is_none_or(|p| c.pid == p);
+            all.iter().filter(|(_, c)| fits(c)).map(|(id, _)| *id).collect()
+        };
+        for (limit, of) in [(MAX_VISITORS_OF_ONE, Some(pid)), (MAX_VISITORS, None)] {
+            let there = visitors(&self.connections, of);
+            for id in there.iter().take((there.len() + 1).saturating_sub(limit)) {
+                self.connections.remove(id);
             }
         }
     }

@@ -3,6 +3,7 @@
 use crate::channel::Channel;
 use crate::held::{ProcessId, ToKeeper};
 use crate::log::Log;
+use crate::memory;
 use crate::rundir::RunDir;
 use crate::worker::Output;
 use mod_wsgi_wire::frame::Level;
@@ -32,6 +33,10 @@ pub struct Context {
     pub starting: usize,
     /// Groups in which a worker with stuck requests is being replaced.
     pub stuck: BTreeSet<(ProcessId, String)>,
+    /// Soft limit of open files that workers get.
+    pub descriptors: Option<u64>,
+    /// Processes killed for want of memory, when last looked at.
+    pub oom_kills: Option<u64>,
     /// Output of processes that outlive their worker: subprocesses that inherited its stdout or stderr.
     pub strays: Vec<Output>,
 }
@@ -65,6 +70,13 @@ impl Context {
             let text = format!("MWR0304: the keeper has gone ({why}); the next restart of the server starts a new one");
             self.log.event(Level::Warn, &text);
         }
+    }
+
+    /// Whether processes have been killed for want of memory since it was last asked.
+    pub fn out_of_memory(&mut self) -> bool {
+        let now = memory::oom_kills();
+        let before = std::mem::replace(&mut self.oom_kills, now);
+        matches!((before, now), (Some(before), Some(now)) if now > before)
     }
 
     /// Keeps the output of a dead worker's descendants readable.

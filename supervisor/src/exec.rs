@@ -7,7 +7,7 @@ use mod_wsgi_wire::control::Group;
 use mod_wsgi_wire::plan::{ExecPlan, PLAN_VARIABLE, PROGRAM};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 use std::convert::Infallible;
@@ -118,6 +118,16 @@ fn limit_memory(group: &Group) -> Result<(), Error> {
     Ok(())
 }
 
+/// The soft limit of open files that the server was started with: what select(2) and programs of the application count
+/// on. The worker raises it for moments, to move its own descriptors out of the way.
+fn restore_descriptor_limit() {
+    let wanted = std::env::var(crate::DESCRIPTORS_VARIABLE).ok().and_then(|v| v.parse().ok());
+    if let (Some(soft), Ok((_, hard))) = (wanted, getrlimit(Resource::RLIMIT_NOFILE)) {
+        // A refusal leaves the higher limit of the supervisor.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(soft), hard);
+    }
+}
+
 /// Groups, gid, uid, in this order; then a check that root cannot come back.
 fn take_user(group: &Group) -> Result<(), Error> {
     let (uid, gid) = (Uid::from_raw(group.uid), Gid::from_raw(group.gid));
@@ -158,6 +168,7 @@ fn execute(group: &Group, fds: &str) -> Result<Infallible, Error> {
     for (key, value) in group.env.iter().filter(|(k, _)| k.as_str() != PLAN_VARIABLE) {
         env.push(text("the environment", &format!("{key}={value}"))?);
     }
+    restore_descriptor_limit();
     // Rust ignores SIGPIPE at its start, and ignoring is inherited.
     sys::reset_signals(false);
     let source = match nix::unistd::execve(&path, &args, &env) {

@@ -114,6 +114,8 @@ struct Keeper {
     started_before: bool,
     backoff: Backoff,
     ending: bool,
+    /// Soft limit of open files that workers shall have.
+    descriptors: Option<u64>,
 }
 
 /// Runs the keeper until its supervisor exits 0 or SIGTERM. `Ok(false)`: another keeper holds the lock.
@@ -127,7 +129,7 @@ pub fn run(args: StartKeeper) -> Result<bool, Error> {
         Ok(_) | Err(nix::Error::EPERM) => {}
         Err(e) => return Err(e.into()),
     }
-    crate::raise_descriptor_limit();
+    let descriptors = crate::raise_descriptor_limit();
     nix::sys::prctl::set_child_subreaper(true)?;
     let dir = RunDir::prepare(&args.run_directory)?;
     let Some(_lock) = dir.try_lock()? else { return Ok(false) };
@@ -151,6 +153,7 @@ pub fn run(args: StartKeeper) -> Result<bool, Error> {
         supervisor: None,
         started_before: false,
         ending: false,
+        descriptors,
         dir,
         args,
         listener,
@@ -197,6 +200,7 @@ impl Keeper {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(&self.program);
         command.arg("supervise").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).current_dir("/");
+        command.envs(self.descriptors.map(|n| (crate::DESCRIPTORS_VARIABLE, n.to_string())));
         let program = self.program.clone();
         let child = command.spawn().map_err(|source| Error::Spawn { program, source })?;
         let pid = Pid::from_raw(child.id() as i32);

@@ -12,12 +12,14 @@ pub mod channel;
 mod command;
 mod connections;
 mod context;
+mod demand;
 mod exec;
 mod held;
 mod keeper;
 mod life;
 mod log;
 mod master;
+mod memory;
 mod pool;
 mod recover;
 mod recycle;
@@ -121,13 +123,18 @@ fn guarded(run: impl FnOnce() -> u8) -> u8 {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or(EXIT_INTERNAL)
 }
 
-/// RLIMIT_NOFILE: soft = hard. What the server had at this moment differs between boot and reload.
-fn raise_descriptor_limit() {
+/// Environment variable in which keeper and supervisor hand on the soft RLIMIT_NOFILE that the server was started with.
+const DESCRIPTORS_VARIABLE: &str = "MOD_WSGI_RS_NOFILE";
+
+/// RLIMIT_NOFILE: soft = hard. What the server had at this moment differs between boot and reload. Gives the soft limit
+/// that workers shall have.
+fn raise_descriptor_limit() -> Option<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
+    let handed_on = std::env::var(DESCRIPTORS_VARIABLE).ok().and_then(|v| v.parse().ok());
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if soft < hard {
         // A refusal leaves the soft limit, which is what there was.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+    Some(handed_on.unwrap_or(soft))
 }

@@ -284,7 +284,10 @@ impl Pool {
         self.sockets.remove(&socket_name(slot, w.generation));
         self.burying.insert(slot, now);
         cx.forget(&record_key(self.id, slot));
-        let (pid, how) = (w.process.pid, describe(status.code(), status.signal()));
+        let (pid, mut how) = (w.process.pid, describe(status.code(), status.signal()));
+        if status.signal() == Some(9) && cx.out_of_memory() {
+            how.push_str(", for want of memory (oom_kill has risen)");
+        }
         let name = self.name();
         match w.state {
             State::Starting { .. } => {

@@ -3,6 +3,7 @@
 
 use crate::backoff::Backoff;
 use crate::context::Context;
+use crate::demand::Demand;
 use crate::held::{POOL, PoolRecord, ProcessId};
 use crate::recover::Foreign;
 use crate::rundir::SocketDir;
@@ -100,6 +101,9 @@ pub struct Pool {
     next_look: Instant,
     next_sweep: Instant,
     pub last_exit: String,
+    pub demand: Demand,
+    /// It has been said that memory allows no further worker.
+    pub short_of_memory: bool,
     /// Workers started so far.
     pub starts: u64,
     /// The record held by the keeper is out of date.
@@ -170,6 +174,8 @@ impl Pool {
             next_look: now,
             next_sweep: now,
             last_exit: String::new(),
+            demand: Demand::new(now),
+            short_of_memory: false,
             starts: 0,
             dirty: true,
         }
@@ -256,7 +262,11 @@ impl Pool {
 
     /// Workers to begin with.
     pub fn configured_target(&self) -> u16 {
-        if self.application.is_empty() { self.group.processes } else { 1 }
+        match (self.application.is_empty(), self.group.minimum_processes) {
+            (false, _) => 1,
+            (true, 0) => self.group.processes,
+            (true, least) => least,
+        }
     }
 
     /// Every worker drains at once.
@@ -324,7 +334,7 @@ impl Pool {
         }
         self.step_recycle(now, cx, &mut next);
         self.step_stuck(cx);
-        self.step_demand(now, &mut next);
+        self.step_demand(now, cx, &mut next);
         self.step_size(now, cx);
         if let Some(until) = self.backoff.until(now) {
             next = next.min(until);
@@ -384,13 +394,15 @@ impl Pool {
     }
 
     /// Wakes, grows and puts to sleep.
-    fn step_demand(&mut self, now: Instant, next: &mut Instant) {
+    fn step_demand(&mut self, now: Instant, cx: &mut Context, next: &mut Instant) {
         if !self.is_current() {
             return;
         }
         let may_idle = !self.application.is_empty() && self.group.application_idle > 0.0;
-        let may_grow = self.target > 0 && self.target < self.group.processes && self.scaled.is_none();
-        if self.target > 0 && !may_grow && !may_idle {
+        let follows = self.target > 0 && self.scaled.is_none();
+        let may_grow = follows && self.target < self.group.processes;
+        let may_shrink = follows && self.group.minimum_processes > 0 && self.target > self.configured_target();
+        if self.target > 0 && !may_grow && !may_shrink && !may_idle {
             return;
         }
         if self.target == 0 || may_grow {
@@ -409,8 +421,14 @@ impl Pool {
         if self.target == 0 {
             return;
         }
-        if may_grow && self.starting() == 0 && self.is_crowded() {
+        self.demand.look(self.busy());
+        if may_grow && self.starting() == 0 && self.demand.crowded(self.is_crowded(), now) && self.memory_allows(cx) {
             self.target += 1;
+            self.demand = Demand::new(now);
+            self.dirty = true;
+        } else if may_shrink && self.demand.spare(self.target, self.table.shape().threads, now) {
+            self.target -= 1;
+            self.demand = Demand::new(now);
             self.dirty = true;
         }
         let slots = 0..self.table.shape().slots;
@@ -423,20 +441,6 @@ impl Pool {
             self.dirty = true;
             self.publish();
         }
-    }
-
-    /// Requests wait, and no ready worker has an idle thread.
-    fn is_crowded(&self) -> bool {
-        let threads = self.table.shape().threads as usize;
-        let mut waiting = false;
-        for w in self.workers.values().filter(|w| w.state == State::Ready) {
-            let (sent, running) = self.table.count_rows(w.slot);
-            if running < threads {
-                return false;
-            }
-            waiting |= sent > 0;
-        }
-        waiting
     }
 
     /// Starts workers that lack, drains those too many or out of date.

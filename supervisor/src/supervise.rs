@@ -118,7 +118,7 @@ pub fn run() -> Result<End, Error> {
         Ok(_) | Err(nix::Error::EPERM) => {}
         Err(e) => return Err(e.into()),
     }
-    crate::raise_descriptor_limit();
+    let descriptors = crate::raise_descriptor_limit();
     let (mut signals, write) = UnixStream::pair()?;
     signals.set_nonblocking(true)?;
     for s in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
@@ -129,6 +129,7 @@ pub fn run() -> Result<End, Error> {
         signal_hook::flag::register(s, term.clone())?;
     }
     let mut s = Supervisor::take_over(Channel::new(keeper)?)?;
+    s.cx.descriptors = descriptors;
     s.read_keeper(Instant::now());
     loop {
         let now = Instant::now();
@@ -196,6 +197,8 @@ impl Supervisor {
             max_starting: std::thread::available_parallelism().map_or(1, |n| n.get()),
             starting: 0,
             stuck: BTreeSet::new(),
+            descriptors: None,
+            oom_kills: crate::memory::oom_kills(),
             strays: Vec::new(),
         };
         let mut s = Supervisor {

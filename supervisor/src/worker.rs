@@ -178,6 +178,7 @@ impl Worker {
         // The running program, not what an upgrade may have put in its place: the plan has the form this build knows.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(&cx.executable).arg("exec-worker").env_clear().current_dir("/");
+        command.envs(cx.descriptors.map(|n| (crate::DESCRIPTORS_VARIABLE, n.to_string())));
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(err_write.try_clone()?);
         let child = command.spawn()?;
         drop(command);

@@ -118,6 +118,7 @@ impl House {
             recycle: Recycle::default(),
             deadlines: Deadlines::default(),
             strict_reloading: false,
+            minimum_processes: 0,
         }
     }
 

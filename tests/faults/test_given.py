@@ -88,6 +88,8 @@ def test_f14_signals_limits_session(run: Run, front: Make) -> None:
         k: v for k, v in worker.items() if k != "Max open files"
     }
     assert httpd["Max open files"][1] == worker["Max open files"][1]
+    # and the soft one: what a subprocess inherits, and select(2) relies on
+    assert httpd["Max open files"][0] == worker["Max open files"][0]
     scores = [int(pathlib.Path(f"/proc/{p}/oom_score_adj").read_text()) for p in (f.server.pid, pid)]
     # where it may be raised at all
     assert scores[1] in (min(scores[0] + 200, 1000), scores[0])

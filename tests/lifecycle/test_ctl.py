@@ -191,3 +191,33 @@ def application(environ, start_response):
     start_response("200 OK", [("Content-Length", "9")])
     return [b"version %d"]
 """
+
+
+def test_processes_follow_the_load(apache) -> None:
+    """L13: MIN workers in peace, up to MAX while requests wait; `ctl scale` overrides."""
+    one = apache("WSGIDaemonProcess g processes=1..3 threads=2\n" + ALIAS)
+    wait_until(lambda: len(one.ready()) == 1)
+    with Load(one.port, "/sleep?0.05", clients=1) as load:
+        load.more(20)
+        assert len(one.ready()) == 1, "one request at a time needs one worker"
+    with Load(one.port, "/sleep?0.1", clients=10) as load:
+        wait_until(lambda: len(one.ready()) == 3, 10)
+        load.more(50)
+        assert len(one.ready()) == 3
+        one.ctl("scale", "g", "2")
+        wait_until(lambda: len(one.ready()) == 2, 10)
+        load.more(50)
+        assert len(one.ready()) == 2
+        one.ctl("scale", "g", "0")
+        wait_until(lambda: len(one.ready()) == 3, 10)
+    assert not load.bad, load.bad[:5]
+
+
+@pytest.mark.long
+def test_processes_shrink(apache) -> None:
+    """L13: when the load has gone for a while, so do the workers, one after the other."""
+    one = apache("WSGIDaemonProcess g processes=1..3 threads=2\n" + ALIAS)
+    with Load(one.port, "/sleep?0.1", clients=10):
+        wait_until(lambda: len(one.ready()) == 3, 15)
+    wait_until(lambda: len(one.ready()) == 2, 70)
+    wait_until(lambda: len(one.ready()) == 1, 70)

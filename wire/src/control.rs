@@ -101,6 +101,9 @@ pub struct Group {
     /// Requests that come with a newer script wait for the workers that have loaded it.
     #[serde(default)]
     pub strict_reloading: bool,
+    /// Workers of the %{GLOBAL} pool when there is little to do; `processes` when there is much. 0 = always `processes`.
+    #[serde(default)]
+    pub minimum_processes: u16,
 }
 
 /// Deadlines of requests and of the interpreter, seconds; 0 = none.

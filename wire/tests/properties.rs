@@ -433,7 +433,7 @@ prop_compose! {
             deadlines: Deadlines {
                 request: deadlines[0], interrupt: deadlines[1], deadlock: deadlines[2], eviction: deadlines[3],
             },
-            strict_reloading: bits[0],
+            strict_reloading: bits[0], minimum_processes: numbers[0] / 2,
         }
     }
 }

@@ -305,6 +305,7 @@ fn group() -> Group {
         recycle: Recycle { maximum_requests: 1000, health_check_path: vec!["/live".into()], ..Recycle::default() },
         deadlines: Deadlines { request: 60.0, deadlock: 300.0, ..Deadlines::default() },
         strict_reloading: false,
+        minimum_processes: 0,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Our descriptors: kept above 1023 where the limit allows (the application's `select` needs the low numbers),
 //! close-on-exec, and noted so that the child of a fork can close them. No interpreter needed.
 
+use crate::shared::lock;
 use crate::sys;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 /// Numbers noted, one bit each. Pages of the table that are never used cost nothing.
 static NOTED: OnceLock<Vec<AtomicU64>> = OnceLock::new();
@@ -14,16 +15,13 @@ static NOTED: OnceLock<Vec<AtomicU64>> = OnceLock::new();
 static HIGH: AtomicBool = AtomicBool::new(false);
 
 const FIRST: i32 = 1024;
-/// The soft limit is raised to the hard one, but not beyond this: programs that close every possible descriptor
-/// before an exec would take seconds.
+/// Numbers of ours are below this, whatever the limit.
 const MOST: u64 = 65_536;
 
-/// Raises the soft limit of open files. Called once, before any other function here.
+/// Sees what the limit of open files allows. Called once, before any other function here.
 pub fn prepare() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let want = hard.min(MOST).max(soft);
-        let now = if want > soft && setrlimit(Resource::RLIMIT_NOFILE, want, hard).is_ok() { want } else { soft };
-        HIGH.store(now >= FIRST as u64 + 64, Relaxed);
+        HIGH.store(hard.min(MOST).max(soft) >= FIRST as u64 + 64, Relaxed);
     }
     NOTED.get_or_init(|| (0..MOST / 64).map(|_| AtomicU64::new(0)).collect());
 }
@@ -38,10 +36,32 @@ fn note(fd: RawFd, present: bool) {
     }
 }
 
+/// Runs `f` with the soft limit of open files raised to the hard one. At all other times the soft limit is what the
+/// server was started with: subprocesses inherit it, and programs that close every possible descriptor before an exec, or
+/// use select(2), rely on a small one. Descriptors above it stay valid.
+fn with_raised_limit<R>(f: impl FnOnce() -> R) -> R {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let raised = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard.min(MOST) => {
+            setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST), hard).ok().map(|()| (soft, hard))
+        }
+        _ => None,
+    };
+    let result = f();
+    if let Some((soft, hard)) = raised {
+        // The application may have set another limit meanwhile: only ours is taken back.
+        if getrlimit(Resource::RLIMIT_NOFILE) == Ok((hard.min(MOST), hard)) {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+        }
+    }
+    result
+}
+
 /// Moves a descriptor above 1023, sets close-on-exec and notes it as ours. Used bare only for what is never closed.
 pub fn place(fd: OwnedFd) -> nix::Result<OwnedFd> {
     let fd = if HIGH.load(Relaxed) && fd.as_raw_fd() < FIRST {
-        let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST))?;
+        let moved = with_raised_limit(|| fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST)))?;
         sys::own(moved).ok_or(nix::Error::EBADF)?
     } else {
         fcntl(&fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
