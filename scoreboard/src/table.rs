@@ -104,6 +104,14 @@ impl Table {
         Ok((table, fd))
     }
 
+    /// Whether what is never written again is as [`Table::create`] left it.
+    pub fn is_intact(&self) -> bool {
+        let s = self.shape;
+        let word = s.slots as u64 | (s.threads as u64) << 16 | (s.rows as u64) << 32;
+        self.words.word(header::MAGIC).load(SeqCst) == layout::MAGIC
+            && self.words.word(header::SHAPE).load(SeqCst) == word
+    }
+
     /// Maps a received table. The shape comes with the message that carried the descriptor, not from the content.
     pub fn open(fd: impl AsFd, shape: Shape) -> Result<Table, Error> {
         let table = Table { words: Words::map(fd, shape.bytes()?)?, shape };

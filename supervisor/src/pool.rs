@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// This long without a failure, and failures are forgotten.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Rows of a dead worker that nobody recalls for this long will never be.
+const BURIAL: Duration = Duration::from_secs(60);
 /// How long rows of a pool that ends are waited for.
 const LAST_ROWS: Duration = Duration::from_secs(5);
 
@@ -95,6 +97,8 @@ pub struct Pool {
     /// Its table is retired; workers drain when no request is left, at the latest then.
     pub retired: Option<Instant>,
     pub ending: Option<Ending>,
+    /// Somebody else has written into the table what only the supervisor may; another one takes over.
+    pub damaged: bool,
     ended_since: Option<Instant>,
     published: Option<PoolState>,
     activity: (u64, Instant),
@@ -168,6 +172,7 @@ impl Pool {
             vanished: None,
             retired: None,
             ending: None,
+            damaged: false,
             ended_since: None,
             published: None,
             activity: (0, now),
@@ -308,6 +313,7 @@ impl Pool {
     /// Does what is due and gives the time of the next thing to do. `gone` says which clients have gone.
     pub fn step(&mut self, now: Instant, cx: &mut Context, gone: &dyn Fn(ClientId) -> bool) -> Instant {
         let mut next = now + HOUSEKEEPING;
+        self.check_table(now, cx);
         self.step_workers(now, cx, &mut next);
         self.step_foreign(now, cx, &mut next);
         if now >= self.next_sweep {
@@ -391,6 +397,34 @@ impl Pool {
                 State::Starting { until: None } | State::Ready => {}
             }
         }
+    }
+
+    /// What only the supervisor writes must be as it was written: an application that has overwritten its group's table
+    /// loses its workers, and the group goes on with another table.
+    fn check_table(&mut self, now: Instant, cx: &mut Context) {
+        if self.damaged || !self.is_current() {
+            return;
+        }
+        let slot = |w: &Worker| match w.state {
+            State::Starting { .. } => SlotState::Starting,
+            State::Ready => SlotState::Ready,
+            State::Draining { .. } | State::Exiting { .. } => SlotState::Draining,
+        };
+        let right = self.table.is_intact()
+            && self.published.is_none_or(|p| p == self.table.pool())
+            && self.workers.values().all(|w| self.table.slot(w.slot) == (w.generation, slot(w)))
+            && self.burying.values().all(|since| now < *since + BURIAL);
+        if right {
+            return;
+        }
+        self.damaged = true;
+        let text = format!(
+            "MWR0318: the table that {} shares with the server was overwritten, by a defect or an attack; its workers are \
+             killed and it gets another one",
+            self.name()
+        );
+        cx.log.event(Level::Error, &text);
+        self.workers.values_mut().for_each(Worker::kill);
     }
 
     /// Wakes, grows and puts to sleep.
@@ -498,7 +532,8 @@ impl Pool {
         } else {
             PoolState::Active
         };
-        if self.published != Some(state) {
+        // What a damaged table says is not believed to have stayed.
+        if self.published != Some(state) || self.damaged {
             self.published = Some(state);
             self.table.set_pool(state);
         }

@@ -238,6 +238,36 @@ impl Supervisor {
         }
     }
 
+    /// Damaged tables are retired, and their groups go on with new ones.
+    pub(crate) fn replace_damaged(&mut self, now: Instant) {
+        let damaged: Vec<u32> =
+            self.pools.iter().filter(|(_, p)| p.damaged && p.is_current()).map(|(id, _)| *id).collect();
+        for id in damaged {
+            let Some(p) = self.pools.get_mut(&id) else { continue };
+            let (master, group, application) = (p.master, p.group.clone(), p.application.clone());
+            let (preload, scripts, target, vanished) = (p.preload.clone(), p.scripts.clone(), p.target, p.vanished);
+            // Whatever does this again and again must not keep a processor busy.
+            let mut backoff = p.backoff.clone();
+            backoff.fail(now);
+            p.retire(now);
+            p.end(Ending::Stop, now);
+            match self.create_pool(master, group, &application, preload) {
+                Ok(new) => {
+                    if let Some(n) = self.pools.get_mut(&new) {
+                        (n.scripts, n.target, n.vanished, n.backoff) = (scripts, target, vanished, backoff);
+                    }
+                    for older in self.pools.values_mut().filter(|o| o.successor == Some(id)) {
+                        older.successor = Some(new);
+                    }
+                }
+                Err(e) => {
+                    let name = self.pools.get(&id).map_or_else(String::new, Pool::name);
+                    self.cx.log.event(Level::Error, &format!("MWR0315: {name} cannot be set up anew: {e}"));
+                }
+            }
+        }
+    }
+
     fn create_pool(
         &mut self,
         master: ProcessId,

@@ -319,6 +319,7 @@ impl Supervisor {
             next = next.min(pool.step(now, &mut self.cx, &gone));
         }
         self.hand_over_tables(now);
+        self.replace_damaged(now);
         let ended: Vec<u32> = self.pools.iter().filter(|(_, p)| p.is_gone(now)).map(|(id, _)| *id).collect();
         for id in ended {
             if let Some(pool) = self.pools.remove(&id) {

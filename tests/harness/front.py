@@ -76,7 +76,7 @@ class OnApache(Front):
         self.ours = module is None
         if mpm == "prefork":
             kw.setdefault("server_config", PREFORK)
-        self.server = Apache(text.replace("{options}", options) + config, mpm=mpm, module=module, **kw)  # type: ignore[arg-type]
+        self.server = Apache(config + text.replace("{options}", options), mpm=mpm, module=module, **kw)  # type: ignore[arg-type]
         self.name = mpm if self.ours else f"mod_wsgi {mpm}"
         self.scratch, self.script = self.server.scratch, self.server.apps / "faults.wsgi"
         self.server.start()

@@ -144,6 +144,11 @@ def main() -> None:
     selector = selectors.EpollSelector()
     waiting, going = [c for c in clients if not c.done], 0
     while waiting or going:
+        # those that wait go on as before: httpd leaves a client that does nothing at all for its Timeout
+        if time.monotonic() > due:
+            for c in waiting:
+                c.send(PIECE) if kind == "send" else c.read(PIECE)
+            due = time.monotonic() + TURN
         while waiting and going < TOGETHER:
             c = waiting.pop(0)
             c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
