@@ -18,6 +18,10 @@ PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 OUT := $(TARGET)/$(PROFILE_DIR)
 # The worker's extension needs no Python to build: it uses the stable ABI and links to no libpython.
 WORKER_ENV := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1
+# The module for nginx is built where nginx's sources are: those of Debian's nginx-dev, or a tree that is named.
+NGINX := $(if $(or $(NGINX_SOURCE_DIR),$(wildcard /usr/share/nginx/src/configure)),yes)
+NO_NGINX := nginx's headers were not found: the module for nginx is left out (nginx-dev, or NGINX_SOURCE_DIR and NGINX_BUILD_DIR)
+NGINX_SO := libngx_http_wsgi_rs_module.so
 PYTEST := build/venv/bin/python -m pytest
 PYTEST_ARGS ?=
 
@@ -34,6 +38,11 @@ run: ## Build, then serve examples/hello/app.wsgi on http://localhost:8000 until
 build: ## Build module, binary and worker files into target/release
 	@scripts/setup.sh build
 	$(CARGO) build --locked --profile $(PROFILE) -p mod-wsgi-rs -p mod-wsgi-express
+	if [ -n "$(NGINX)" ]; then
+	    $(CARGO) build --locked --profile $(PROFILE) -p ngx-http-wsgi-rs
+	else
+	    echo "$(NO_NGINX)"
+	fi
 	$(WORKER_ENV) $(CARGO) build --locked --profile $(PROFILE) -p mod-wsgi-worker
 	scripts/worker-files.sh $(OUT)/libmod_wsgi_worker.so $(OUT)/worker
 
@@ -50,6 +59,13 @@ install: ## Install below PREFIX (/usr/local); DESTDIR for packages
 	ln -sfn ../lib/mod-wsgi-rs/mod-wsgi-rs "$(DESTDIR)$(PREFIX)/bin/mod-wsgi-rs"
 	echo "Installed. Apache loads the module with:"
 	echo "    LoadModule wsgi_module $(PREFIX)/lib/mod-wsgi-rs/mod_wsgi_rs.so"
+	if [ -f $(OUT)/$(NGINX_SO) ]; then
+	    install -m 755 $(OUT)/$(NGINX_SO) "$$lib/ngx_http_wsgi_rs_module.so"
+	    echo "nginx loads the module with:"
+	    echo "    load_module $(PREFIX)/lib/mod-wsgi-rs/ngx_http_wsgi_rs_module.so;"
+	else
+	    echo "$(NO_NGINX)"
+	fi
 
 images: ## Build the Docker images of docker/
 	@docker/images.sh
@@ -80,7 +96,7 @@ test-docker: ## All tests of the images, with a Docker engine
 lint: ## Formatting, clippy, ruff, licences and sources of dependencies
 	@scripts/venv.sh
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --exclude mod-wsgi-worker --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --exclude mod-wsgi-worker $(if $(NGINX),,--exclude ngx-http-wsgi-rs) --all-targets -- -D warnings
 	$(WORKER_ENV) $(CARGO) clippy --locked -p mod-wsgi-worker -- -D warnings
 	build/venv/bin/ruff check .
 	build/venv/bin/ruff format --check .

@@ -10,15 +10,20 @@ test="$build $run python3-venv curl openssl binutils procps"
 # Tests that need one of these are skipped, with the reason, where the distribution has no such package.
 wanted="strace bindfs chromium chromium-driver"
 bench="$test python3-dev wrk"
+# The module for nginx is built and tested where these can be had; nothing else needs them.
+nginx_build="nginx-dev libpcre2-dev libssl-dev zlib1g-dev"
+nginx_test="$nginx_build nginx-light"
+# With a source tree of its own it needs no package of the distribution's.
+[ -z "${NGINX_SOURCE_DIR:-}" ] || nginx_build='' nginx_test=''
 
 # Where no registry gives the images that ours begin with, they are made (docker/base.sh).
 ! command -v docker >/dev/null 2>&1 || test="$test debootstrap"
 
 case "${1:-}" in
-build) packages=$build ;;
-run) packages=$run ;;
-test) packages=$test ;;
-bench) packages=$bench ;;
+build) packages=$build wanted=$nginx_build ;;
+run) packages=$run wanted='' ;;
+test) packages=$test wanted="$wanted $nginx_test" ;;
+bench) packages=$bench wanted=$nginx_test ;;
 *)
     echo "usage: $0 build|run|test|bench" >&2
     exit 2
@@ -55,22 +60,24 @@ for package in $packages; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing="$missing $package"
 done
-if [ "$1" = test ]; then
-    for package in $wanted; do
-        status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-        [ "$status" != installed ] || continue
-        # A package list that is empty (a fresh container) says nothing: then all are tried below, after the update.
-        if [ -z "$(apt-cache policy apt 2>/dev/null | grep http)" ] ||
-            apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [^(]'; then
-            optional="${optional:-} $package"
-        fi
-    done
-fi
+for package in $wanted; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" != installed ] || continue
+    # A package list that is empty (a fresh container) says nothing: then all are tried below, after the update.
+    if [ -z "$(apt-cache policy apt 2>/dev/null | grep http)" ] ||
+        apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [^(]'; then
+        optional="${optional:-} $package"
+    fi
+done
 [ -n "$missing${optional:-}" ] || exit 0
 
 as_root=
 if [ "$(id -u)" != 0 ]; then
     if ! command -v sudo >/dev/null 2>&1; then
+        if [ -z "$missing" ]; then
+            echo "$0: not root and no sudo; what needs these is left out:$optional" >&2
+            exit 0
+        fi
         echo "$0: not root and no sudo; as root run: apt-get install$missing" >&2
         exit 1
     fi
@@ -86,6 +93,6 @@ echo "Installing:$missing${optional:-}"
         $as_root DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
     for package in ${optional:-}; do
         $as_root DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$package" ||
-            echo "$0: no $package here: tests that need it are skipped"
+            echo "$0: no $package here: what needs it is left out"
     done
 }

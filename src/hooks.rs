@@ -13,11 +13,12 @@ use crate::runtime::Runtime;
 use crate::sys;
 use crate::walk::{self, Shadows};
 use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix, resolve};
-use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Site};
+use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Site, Wanted};
 use mod_wsgi_core::spool;
 use mod_wsgi_wire::frame::Level;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -272,7 +273,9 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let shadows = Shadows::of(pool, config::servers(main));
     let rt = Runtime { common, shadows, version: server_version(), spool_directory, ledger };
     let roll_all = first.settings.reload_all.unwrap_or(true);
-    rt.tell(&run_dir, ids, roll_all, wanted, runtime::preloads(&sites), log_level(main)).map_err(|e| e.to_string())?;
+    let (preload, log_level) = (runtime::preloads(&sites), log_level(main));
+    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level };
+    rt.tell(&run_dir, wanted, std::io::stderr().as_fd()).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);
     let ending = pool.own(Ending(rt, Duration::from_secs_f64(longest + 1.0)));
     // SAFETY: the pool is live; registered after `own`, so that it runs before the runtime is dropped (last in, first

@@ -5,8 +5,8 @@ use crate::conn::{Conn, ConnError, Inbox, Received, checked_file};
 use crate::error::RequestError;
 use crate::link::Link;
 use crate::pool::{Limits, Look, Pool};
+use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_scoreboard::layout::header;
-use mod_wsgi_scoreboard::{Lease, PoolState};
 use mod_wsgi_wire::decode::{self, Response};
 use mod_wsgi_wire::encode::{RowRef, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level};
@@ -215,31 +215,20 @@ fn take_row(
         if pool.retired() {
             return Ok(None);
         }
-        if let Some(lease) = pool.take(number, avoid) {
-            drop(waiting);
-            return Ok(Some(lease));
-        }
-        if pool.any_ready() {
-            if patience == 0 {
-                return Err(full());
+        let pause = match pool.admit(number, avoid, started.elapsed()) {
+            Ok(Some(lease)) => {
+                drop(waiting);
+                return Ok(Some(lease));
             }
-            patience -= 1;
-            if poll_both(None, client, Duration::from_millis(1)) {
-                return Err(RequestError::ClientGone);
+            Ok(None) => ROW_SLICE / 4,
+            Err(RequestError::QueueFull(_)) if patience > 0 => {
+                patience -= 1;
+                Duration::from_millis(1)
             }
-            continue;
-        }
-        match pool.table.pool() {
-            PoolState::Failed => return Err(RequestError::GroupFailed(pool.label())),
-            // Set again each time: an idle pool may have looked just before the last worker ended.
-            _ => pool.table.set_wanted(),
-        }
-        let limit =
-            pool.limits.queue_timeout.map_or(pool.limits.startup_timeout, |q| q.min(pool.limits.startup_timeout));
-        if started.elapsed() >= limit {
-            return Err(RequestError::NotReady { group: pool.label(), seconds: limit.as_secs() });
-        }
-        if poll_both(None, client, ROW_SLICE / 4) {
+            Err(RequestError::QueueFull(_)) => return Err(full()),
+            Err(e) => return Err(e),
+        };
+        if poll_both(None, client, pause) {
             return Err(RequestError::ClientGone);
         }
     }

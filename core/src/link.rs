@@ -117,6 +117,14 @@ impl ControlStream {
     }
 }
 
+/// Starts a small thread of ours in a server's process: the signals there belong to the server's own threads.
+pub fn spawn_quiet(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let old = nix::sys::signal::SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
+    let spawned = std::thread::Builder::new().name(name.to_owned()).stack_size(128 * 1024).spawn(run);
+    old.thread_set_mask()?;
+    spawned.map(drop)
+}
+
 /// A request-serving process's link. Made after the fork, before the first request.
 pub struct Link {
     dir: OwnedFd,
@@ -140,14 +148,7 @@ impl Link {
         });
         let first = link.register(Duration::from_secs(1)).ok();
         let own = link.clone();
-        // The server's signals belong to its own threads.
-        let old = nix::sys::signal::SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
-        let spawned = std::thread::Builder::new()
-            .name("wsgi-link".to_owned())
-            .stack_size(128 * 1024)
-            .spawn(move || own.stay_registered(first));
-        old.thread_set_mask()?;
-        spawned?;
+        spawn_quiet("wsgi-link", move || own.stay_registered(first))?;
         Ok(link)
     }
 

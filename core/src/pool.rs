@@ -2,6 +2,7 @@
 //! and the choice of a worker (dispatch policy, DESIGN 6).
 
 use crate::conn::Conn;
+use crate::error::RequestError;
 use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_scoreboard::{ClientId, Lease, PoolState, Shape, SlotState, Table};
 use mod_wsgi_wire::encode;
@@ -129,6 +130,28 @@ impl Pool {
         let (_, first) = best?;
         let others = (0..shape.slots).filter(|s| *s != first).filter(ready);
         std::iter::once(first).chain(others).find_map(|s| self.table.take(s, hint, client))
+    }
+
+    /// One try for a row, `waited` after the request came. `Ok(None)`: no worker is ready yet, look again a little later.
+    /// QueueFull may pass in a moment: a worker frees a row just after its last frame.
+    pub fn admit(&self, client: ClientId, avoid: Option<u16>, waited: Duration) -> Result<Option<Lease>, RequestError> {
+        if let Some(lease) = self.take(client, avoid) {
+            return Ok(Some(lease));
+        }
+        if self.any_ready() {
+            return Err(RequestError::QueueFull(self.label()));
+        }
+        match self.table.pool() {
+            PoolState::Failed => return Err(RequestError::GroupFailed(self.label())),
+            // Set again each time: an idle pool may have looked just before the last worker ended.
+            _ => self.table.set_wanted(),
+        }
+        let limit =
+            self.limits.queue_timeout.map_or(self.limits.startup_timeout, |q| q.min(self.limits.startup_timeout));
+        if waited >= limit {
+            return Err(RequestError::NotReady { group: self.label(), seconds: limit.as_secs() });
+        }
+        Ok(None)
     }
 
     /// Whether another ready worker than `slot` has an idle thread.

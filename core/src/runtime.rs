@@ -7,10 +7,11 @@ use crate::link::{ControlStream, Link, LinkError};
 use crate::options::GroupOptions;
 use crate::pool::Limits;
 use mod_wsgi_wire::control::{Config, FromSupervisor, Group, Preload, Secret, ToSupervisor};
+use mod_wsgi_wire::frame::Level;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,7 +36,7 @@ pub struct Runtime {
     master: Mutex<Option<ControlStream>>,
     /// The child's link, made in child_init.
     link: OnceLock<Arc<Link>>,
-    parent: u32,
+    parent: AtomicU32,
     /// This process's id; 0 until child_init.
     process: AtomicU32,
 }
@@ -185,6 +186,18 @@ pub fn find_program(configured: Option<&str>, module: Option<&Path>) -> Result<P
     }
 }
 
+/// What the supervisor is to serve.
+pub struct Wanted {
+    /// User and group of the processes that serve requests.
+    pub server: (u32, u32),
+    /// Replace the workers of every group, also of those whose settings have not changed.
+    pub roll_all: bool,
+    pub groups: Vec<Group>,
+    pub preload: Vec<Preload>,
+    /// Least level the supervisor writes.
+    pub log_level: Level,
+}
+
 impl Runtime {
     /// Starts the keeper if none runs, and opens the run directory. `uid` and `gid`: who serves requests.
     pub fn start(
@@ -215,28 +228,20 @@ impl Runtime {
             secret: Secret::from_bytes(&bytes),
             master: Mutex::new(None),
             link: OnceLock::new(),
-            parent: std::process::id(),
+            parent: AtomicU32::new(std::process::id()),
             process: AtomicU32::new(0),
         })
     }
 
     /// Sends the configuration with the current error log. Bounded: httpd serves nobody meanwhile.
-    pub fn tell(
-        &self,
-        run_dir: &str,
-        server: (u32, u32),
-        roll_all: bool,
-        groups: Vec<Group>,
-        preload: Vec<Preload>,
-        log_level: mod_wsgi_wire::frame::Level,
-    ) -> Result<(), StartError> {
+    pub fn tell(&self, run_dir: &str, wanted: Wanted, error_log: BorrowedFd<'_>) -> Result<(), StartError> {
         let failed = |source| StartError::Tell { dir: run_dir.to_owned(), source };
-        let (server_uid, server_gid) = server;
+        let Wanted { server: (server_uid, server_gid), roll_all, groups, preload, log_level } = wanted;
         let config =
             Config { secret: self.secret.clone(), server_uid, server_gid, roll_all, groups, preload, log_level };
         let mut stream = ControlStream::connect(self.dir.as_fd()).map_err(failed)?;
         let message = ToSupervisor::Configure { build: env!("CARGO_PKG_VERSION").to_owned(), config: Box::new(config) };
-        stream.send(&message, &[std::io::stderr().as_fd()]).map_err(failed)?;
+        stream.send(&message, &[error_log]).map_err(failed)?;
         match stream.receive(Some(Duration::from_secs(2))).map_err(failed)?.0 {
             FromSupervisor::Accepted => {}
             FromSupervisor::Refused { .. } => return Err(failed(LinkError::Unexpected)),
@@ -246,12 +251,21 @@ impl Runtime {
         Ok(())
     }
 
+    /// In a child that serves no requests: gives up the parent's connection, its copy of it only.
+    pub fn leave_master(&self) {
+        self.master.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The server's parent is this process now: it has gone on as a fork of the one that started the supervisor.
+    pub fn adopt(&self) {
+        self.parent.store(std::process::id(), Relaxed);
+    }
+
     /// In a child, after it has dropped its privileges: gives up the parent's connection and registers.
     pub fn begin_child(&self) -> std::io::Result<()> {
         self.process.store(std::process::id(), Relaxed);
-        if std::process::id() != self.parent {
-            // Only this process's copy of the descriptor is closed.
-            self.master.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if std::process::id() != self.parent.load(Relaxed) {
+            self.leave_master();
         }
         let link = Link::start(self.dir.try_clone()?, self.secret.clone())?;
         // child_init runs once a process.
@@ -269,10 +283,15 @@ impl Runtime {
         self.link.get().map(Arc::as_ref)
     }
 
+    /// The same, for keeps.
+    pub fn shared_link(&self) -> Option<Arc<Link>> {
+        self.link.get().cloned()
+    }
+
     /// The configuration goes away. `exiting`: the server ends; waits, bounded, until the workers have gone, so that a
     /// service manager that kills what is left finds nothing.
     pub fn end(&self, exiting: bool, limit: Duration) {
-        if std::process::id() != self.parent {
+        if std::process::id() != self.parent.load(Relaxed) {
             return;
         }
         let Some(mut stream) = self.master.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };

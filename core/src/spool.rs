@@ -5,7 +5,7 @@ use rustix::fs::{Mode, OFlags, open, statvfs};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// Where temporary files lie unless configured: below /var, since /tmp and the run-time directory may be memory.
@@ -28,8 +28,8 @@ pub fn temporary(dir: &str) -> io::Result<File> {
 }
 
 /// The same file, open for reading only, with an offset of its own: what is passed to others.
-pub fn reopened(file: &File) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+pub fn reopened(file: impl AsFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 

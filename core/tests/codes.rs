@@ -9,6 +9,7 @@ const SOURCES: &[&str] = &[
     "c_shim",
     "core/src",
     "express/src",
+    "nginx/src",
     "scoreboard/src",
     "supervisor/src",
     "wire/src",

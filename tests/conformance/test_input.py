@@ -340,6 +340,8 @@ def test_validated_reading(server: Site, rightful) -> None:
 def test_client_leaves_in_its_body(server: Site, post: Poster) -> None:
     """A body that ends early is never an empty read: a buffered application does not run at all, a streaming one gets
     OSError, which sticks."""
+    if BODIES[post.kind].streamed and not server.STREAMS:
+        pytest.skip("bodies are read whole here")
     server.allow_log(server.CLIENT_FAULTS)
 
     def app(environ, start_response):

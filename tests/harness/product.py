@@ -67,6 +67,34 @@ def httpd() -> str:
 
 
 @functools.cache
+def nginx() -> str:
+    """nginx's binary."""
+    for name in (os.environ.get("MWR_NGINX"), "nginx", "/usr/sbin/nginx"):
+        found = name and shutil.which(name)
+        if found:
+            return found
+    raise Missing("no nginx found: install nginx-light or name the binary with MWR_NGINX")
+
+
+@functools.cache
+def nginx_module() -> pathlib.Path:
+    """The .so that load_module gets."""
+    path = pathlib.Path(os.environ.get("MWR_NGINX_SO") or target() / "libngx_http_wsgi_rs_module.so")
+    if not path.exists():
+        raise Missing(f"{path} does not exist: run `make build` where nginx's headers are")
+    return path.resolve()
+
+
+@functools.cache
+def has_nginx() -> bool:
+    """Whether nginx can be tested here: its binary and the module for it."""
+    try:
+        return bool(nginx() and nginx_module())
+    except Missing:
+        return False
+
+
+@functools.cache
 def compiled_in() -> frozenset[str]:
     """Modules that are part of Apache's binary, by source name such as mod_unixd.c."""
     out = subprocess.run([httpd(), "-l"], capture_output=True, text=True, check=True).stdout

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from . import procs, product
 from .apache import Apache, running
+from .nginx import Nginx
 
 APACHE = """
 WSGIDaemonProcess main processes=2 threads=8
@@ -70,10 +71,72 @@ SetEnv PATH /forged
 """
 
 
+NGINX_HTTP = """
+wsgi_daemon_process main processes=2 threads=8;
+wsgi_daemon_process single threads=1;
+"""
+NGINX = """
+wsgi_process_group main;
+wsgi_pass_authorization off;
+wsgi_param MWR_SETENV from-setenv;
+client_max_body_size 0;
+large_client_header_buffers 64 64k;
+keepalive_timeout 3s;
+location /mounted/below { wsgi_script {apps}/conform.wsgi mount=/mounted/below; }
+location /case { wsgi_script {apps}/cases.wsgi mount=/case; }
+location /single { wsgi_script {apps}/cases.wsgi mount=/single; wsgi_process_group single; }
+location /streamed { wsgi_script {apps}/cases.wsgi mount=/streamed; }
+location /checked { wsgi_script {apps}/cases.wsgi mount=/checked; wsgi_callable_object validated; }
+location / {
+    wsgi_script {apps}/conform.wsgi;
+    location /limited { client_max_body_size 1000; wsgi_script {apps}/conform.wsgi; }
+    location ~ ^/(auth-passed|environ-json/auth-passed) {
+        wsgi_pass_authorization on;
+        wsgi_script {apps}/conform.wsgi;
+    }
+    location /environ-json/https {
+        wsgi_param HTTPS on;
+        wsgi_script {apps}/conform.wsgi;
+    }
+    location /environ-json/https-off {
+        wsgi_param HTTPS off;
+        wsgi_script {apps}/conform.wsgi;
+    }
+    location /environ-json/set {
+        wsgi_param MWR_SETENV from-setenv;
+        wsgi_param MWR_LATIN "café";
+        wsgi_param MWR_EMPTY "";
+        wsgi_param app.setting "of the application";
+        wsgi_param HTTP_X_SET "from the server";
+        wsgi_param REMOTE_USER "from the server";
+        wsgi_param wsgi.errors forged;
+        wsgi_param wsgi.url_scheme forged;
+        wsgi_param mod_wsgi.process_group forged;
+        wsgi_param PATH /forged;
+        wsgi_script {apps}/conform.wsgi;
+    }
+    location = /environ-json/basic {
+        auth_basic test;
+        auth_basic_user_file {apps}/htpasswd;
+        wsgi_param REMOTE_USER $remote_user;
+        wsgi_param AUTH_TYPE Basic;
+        wsgi_script {apps}/conform.wsgi;
+    }
+}
+"""
+
+
 class Site(Apache):
     """The site on Apache, and what is Apache's own in how it refuses things."""
 
     SOFTWARE = "Apache"
+    #: what configuration says of a request replaces what the client or the server says
+    SETTINGS_WIN = False
+    LENIENT: dict[str, bytes | None] = {}
+    #: request bodies can be read by the application while they come
+    STREAMS = True
+    #: SERVER_PORT is the one of the Host header
+    PORT_FROM_HOST = True
     #: lines of the server's log about requests that are not HTTP, or whose client left
     CLIENT_FAULTS = r"\[(core|http|wsgi|reqtimeout):error\].*(AH\d{5}|MWR02\d\d)"
     #: lines about a body that exceeds its limit
@@ -107,17 +170,50 @@ BODIES = {
     "streamed-chunked": Body(chunked=True, large=True, streamed=True, mount="/streamed"),
 }
 
-#: kinds of server, by the name that tests show; the value is what `site` makes of it
+
+class NginxSite(Nginx):
+    """The site on nginx, and what is nginx's own in how it refuses things."""
+
+    SOFTWARE = "nginx/"
+    SETTINGS_WIN = True
+    #: requests that nginx's own parser takes although RFC 9112 would have them refused (or the other way round): what
+    #: the application may see of them, None for a refusal
+    LENIENT = {
+        "length-with-blanks-around": None,
+        "chunk-size-two-words": b"abc",
+        "chunk-too-long-for-its-data": b"abc\r",
+        "extension-with-nul": b"abc",
+        "trailer-without-colon": b"abc",
+        "trailer-missing-end": b"abc",
+        "control-character-in-a-value": b"abc",
+        "no-colon": b"abc",
+        "name-that-is-no-token": b"abc",
+        "name-with-high-byte": b"abc",
+    }
+    STREAMS = False
+    PORT_FROM_HOST = False
+    CLIENT_FAULTS = r"\[(info|error)\].*(client|MWR02\d\d)"
+    TOO_LARGE = r"client intended to send too large|MWR02\d\d"
+    TRACEBACK = Site.TRACEBACK
+
+    def request_processes(self) -> list[procs.Process]:
+        """The server's own processes that serve requests."""
+        return self.server_processes()
+
+
 KINDS = {kind: kind for kind in ("event", "worker", "prefork")}
+if product.has_nginx():
+    KINDS["nginx"] = ""
 
 
 @contextlib.contextmanager
-def site(kind: str) -> Iterator[Site]:
+def site(kind: str) -> Iterator[Site | NginxSite]:
     """The site on a server of that kind, running."""
     config = APACHE
     if not product.is_ours():
         # A stand-in refuses chunked requests unless told, and streams every body.
         config = "WSGIChunkedRequest On\n" + config.replace(" request-buffering=Off", "")
-    with running(Site(config, mpm=KINDS[kind])) as server:
-        assert isinstance(server, Site)
+    made = NginxSite(NGINX, http_config=NGINX_HTTP) if kind == "nginx" else Site(config, mpm=KINDS[kind])
+    with running(made) as server:
+        assert isinstance(server, (Site, NginxSite))
         yield server

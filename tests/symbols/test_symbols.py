@@ -64,6 +64,19 @@ def test_module_needs_little() -> None:
     assert not [n for n in needed(product.module()) if not allowed.fullmatch(n)]
 
 
+@pytest.mark.skipif(not product.has_nginx(), reason="no module for nginx was built")
+def test_nginx_module_exports_its_lists() -> None:
+    """N17: what load_module looks for and nothing else; no symbol of httpd or Python."""
+    module = product.nginx_module()
+    exported = {name for kind, name in nm(module, "--defined-only") if kind.isupper() and kind != "A"}
+    assert exported == {"ngx_modules", "ngx_module_names", "ngx_module_order"}
+    undefined = [name for _, name in nm(module, "--undefined-only")]
+    assert [n for n in undefined if n.startswith("ngx_")]
+    assert not [n for n in undefined if n.startswith(("Py", "_Py", "ap_", "apr_", "unixd_"))]
+    allowed = re.compile(r"(libc|libgcc_s|libm|libpthread|libdl|ld-linux[-\w]*)\.so[.\d]*")
+    assert not [n for n in needed(module) if not allowed.fullmatch(n)]
+
+
 def test_binary_knows_no_python() -> None:
     """DESIGN 2: keeper and supervisor hold no Python."""
     assert not [n for n in needed(product.binary()) if "python" in n]
@@ -101,5 +114,6 @@ def test_no_path_of_the_build_machine() -> None:
     here = str(product.ROOT).encode()
     if product.target().name != "release":
         pytest.skip("a debug build names its sources")
-    for path in (product.module(), product.binary(), worker_file()):
+    nginx = [product.nginx_module()] if product.has_nginx() else []
+    for path in (product.module(), product.binary(), worker_file(), *nginx):
         assert here not in path.read_bytes(), path

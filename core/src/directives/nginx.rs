@@ -77,8 +77,8 @@ macro_rules! directives {
 use Kind::{Param, Script, Shared, Upstream};
 
 directives! {
-    "wsgi_script" "file" "" Content Script,
-        "Hands the location's requests to the WSGI application in the file. SCRIPT_NAME is the location's prefix without a final slash, PATH_INFO the rest; in a location with a regular expression or a name SCRIPT_NAME is empty.";
+    "wsgi_script" "file [mount=/prefix]" "" Content Script,
+        "Hands the location's requests to the WSGI application in the file. With mount= that prefix of the URL is SCRIPT_NAME, and what is not below it is 404; without it SCRIPT_NAME is empty and PATH_INFO the whole path, whichever location it is.";
     "wsgi_daemon_process" "name [option=value …]" "" Server Shared("WSGIDaemonProcess"),
         "Declares a daemon process group: supervised Python processes that run applications. Options as for WSGIDaemonProcess.";
     "wsgi_process_group" "name | %{GLOBAL}" "%{GLOBAL}" Location Shared("WSGIProcessGroup"),
@@ -87,6 +87,8 @@ directives! {
         "Applications of one application group share processes. %{GLOBAL} is the group's own pool; every other group, and with %{RESOURCE} every script, gets worker processes of its own, started at its first request.";
     "wsgi_callable_object" "name" "application" Location Shared("WSGICallableObject"),
         "Name of the WSGI callable in the script.";
+    "wsgi_pass_authorization" "on | off" "on" Location Shared("WSGIPassAuthorization"),
+        "Whether the application sees the Authorization and Proxy-Authorization headers.";
     "wsgi_script_reloading" "on | off" "on" Location Shared("WSGIScriptReloading"),
         "Whether a changed modification time of the script replaces the workers that have loaded it.";
     "wsgi_socket_prefix" "path" "the pid file without .pid" Http Shared("WSGISocketPrefix"),

@@ -1,0 +1,326 @@
+//! nginx's command table, made from the table in core.
+#![allow(unsafe_code)]
+
+use crate::config::{ERROR, Location, Param, Script, Value, main_of, place};
+use crate::guard::callback;
+use crate::handler;
+use crate::pool::{Pool, bytes, constant};
+use crate::sys;
+use mod_wsgi_core::config::ServerConfig;
+use mod_wsgi_core::directives::nginx::{Kind, NGINX, Place, Setting, spoken};
+use mod_wsgi_core::directives::{self, Target};
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::offset_of;
+use std::ptr::null_mut;
+use std::rc::Rc;
+
+/// Tables nginx only reads.
+pub struct Commands<const N: usize>([sys::ngx_command_t; N]);
+// SAFETY: constant data; the pointers lead to static strings and tables.
+unsafe impl<const N: usize> Sync for Commands<N> {}
+
+impl<const N: usize> Commands<N> {
+    pub const fn as_ptr(&self) -> *const sys::ngx_command_t {
+        self.0.as_ptr()
+    }
+}
+
+const END: sys::ngx_command_t = sys::ngx_command_t {
+    name: sys::ngx_str_t { len: 0, data: null_mut() },
+    type_: 0,
+    set: None,
+    conf: 0,
+    offset: 0,
+    post: null_mut(),
+};
+
+/// For a module without directives.
+pub static NONE: Commands<1> = Commands([END]);
+
+type Set = unsafe extern "C" fn(*mut sys::ngx_conf_t, *mut sys::ngx_command_t, *mut c_void) -> *mut c_char;
+
+const LOCATION: usize = offset_of!(sys::ngx_http_conf_ctx_t, loc_conf);
+const ONE: u32 = sys::NGX_CONF_TAKE1;
+
+const fn contexts(place: Place) -> u32 {
+    match place {
+        Place::Http => sys::NGX_HTTP_MAIN_CONF,
+        Place::Server => sys::NGX_HTTP_MAIN_CONF | sys::NGX_HTTP_SRV_CONF,
+        Place::Location => sys::NGX_HTTP_MAIN_CONF | sys::NGX_HTTP_SRV_CONF | sys::NGX_HTTP_LOC_CONF,
+        Place::Content => sys::NGX_HTTP_LOC_CONF | sys::NGX_HTTP_LIF_CONF,
+    }
+}
+
+macro_rules! upstream {
+    ($field:ident) => {
+        offset_of!(Location, upstream) + offset_of!(sys::ngx_http_upstream_conf_t, $field)
+    };
+}
+
+/// nginx's own setter of an upstream setting: arguments, setter, where it writes, what it needs.
+const fn setter(s: Setting) -> (u32, Set, usize, *mut c_void) {
+    const NO: *mut c_void = null_mut();
+    let many = sys::NGX_CONF_1MORE;
+    match s {
+        Setting::Buffering => (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(buffering), NO),
+        Setting::RequestBuffering => {
+            (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(request_buffering), NO)
+        }
+        Setting::InterceptErrors => (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(intercept_errors), NO),
+        Setting::IgnoreClientAbort => {
+            (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(ignore_client_abort), NO)
+        }
+        Setting::Buffers => (sys::NGX_CONF_TAKE2, sys::ngx_conf_set_bufs_slot, upstream!(bufs), NO),
+        Setting::BufferSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(buffer_size), NO),
+        Setting::BusyBuffersSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(busy_buffers_size_conf), NO),
+        Setting::MaxTempFileSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(max_temp_file_size_conf), NO),
+        Setting::TempFileWriteSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(temp_file_write_size_conf), NO),
+        Setting::ConnectTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(connect_timeout), NO),
+        Setting::SendTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(send_timeout), NO),
+        Setting::ReadTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(read_timeout), NO),
+        Setting::NextUpstreamTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(next_upstream_timeout), NO),
+        Setting::NextUpstreamTries => (ONE, sys::ngx_conf_set_num_slot, upstream!(next_upstream_tries), NO),
+        Setting::NextUpstream => (
+            many,
+            sys::ngx_conf_set_bitmask_slot,
+            offset_of!(Location, next_upstream),
+            (&raw const NEXT_UPSTREAM).cast_mut().cast(),
+        ),
+        Setting::IgnoreHeaders => (
+            many,
+            sys::ngx_conf_set_bitmask_slot,
+            upstream!(ignore_headers),
+            (&raw const sys::ngx_http_upstream_ignore_headers_masks).cast_mut().cast(),
+        ),
+        Setting::HideHeader => (ONE, sys::ngx_conf_set_str_array_slot, upstream!(hide_headers), NO),
+        Setting::PassHeader => (ONE, sys::ngx_conf_set_str_array_slot, upstream!(pass_headers), NO),
+        Setting::TempPath => (sys::NGX_CONF_TAKE1234, sys::ngx_conf_set_path_slot, upstream!(temp_path), NO),
+    }
+}
+
+#[repr(transparent)]
+struct Masks([sys::ngx_conf_bitmask_t; 11]);
+// SAFETY: constant data that nginx only reads.
+unsafe impl Sync for Masks {}
+
+const fn mask(name: &'static CStr, mask: u32) -> sys::ngx_conf_bitmask_t {
+    sys::ngx_conf_bitmask_t { name: constant(name), mask: mask as sys::ngx_uint_t }
+}
+
+static NEXT_UPSTREAM: Masks = Masks([
+    mask(c"error", sys::NGX_HTTP_UPSTREAM_FT_ERROR),
+    mask(c"timeout", sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT),
+    mask(c"invalid_header", sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER),
+    mask(c"non_idempotent", sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT),
+    mask(c"http_500", sys::NGX_HTTP_UPSTREAM_FT_HTTP_500),
+    mask(c"http_503", sys::NGX_HTTP_UPSTREAM_FT_HTTP_503),
+    mask(c"http_403", sys::NGX_HTTP_UPSTREAM_FT_HTTP_403),
+    mask(c"http_404", sys::NGX_HTTP_UPSTREAM_FT_HTTP_404),
+    mask(c"http_429", sys::NGX_HTTP_UPSTREAM_FT_HTTP_429),
+    mask(c"off", sys::NGX_HTTP_UPSTREAM_FT_OFF),
+    sys::ngx_conf_bitmask_t { name: sys::ngx_str_t { len: 0, data: null_mut() }, mask: 0 },
+]);
+
+pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
+    let mut all = [END; NGINX.len() + 1];
+    let mut i = 0;
+    while i < NGINX.len() {
+        let d = &NGINX[i];
+        let (arguments, set, offset, post): (u32, Set, usize, *mut c_void) = match d.kind {
+            Kind::Shared(_) => (sys::NGX_CONF_ANY, set_shared, 0, std::ptr::without_provenance_mut(i)),
+            Kind::Script => (sys::NGX_CONF_TAKE12, set_script, 0, null_mut()),
+            Kind::Param => (sys::NGX_CONF_TAKE23, add_param, 0, null_mut()),
+            Kind::Upstream(s) => setter(s),
+        };
+        all[i] = sys::ngx_command_t {
+            name: constant(d.c_name),
+            type_: (contexts(d.place) | arguments) as sys::ngx_uint_t,
+            set: Some(set),
+            conf: LOCATION as sys::ngx_uint_t,
+            offset: offset as sys::ngx_uint_t,
+            post,
+        };
+        i += 1;
+    }
+    Commands(all)
+};
+
+/// The arguments of the directive under way, without its name.
+fn words<'c>(cf: *mut sys::ngx_conf_t) -> Vec<&'c [u8]> {
+    // SAFETY: nginx passes a live configuration; its arguments are an array of strings in the configuration's pool.
+    unsafe {
+        let args = &*(*cf).args;
+        let all = std::slice::from_raw_parts(args.elts.cast::<sys::ngx_str_t>(), args.nelts);
+        all.iter().skip(1).map(bytes).collect()
+    }
+}
+
+fn fail(cf: *mut sys::ngx_conf_t, text: &str) -> *mut c_char {
+    // SAFETY: a live configuration; the text is read during the call.
+    unsafe { sys::mwr_conf_error(cf, text.as_ptr().cast(), text.len()) };
+    ERROR
+}
+
+/// A location's settings, for one setter.
+///
+/// # Safety
+/// `conf` is what nginx passes to a setter of a location: made by `create_location`, nobody else has it.
+unsafe fn location<'c>(conf: *mut c_void) -> &'c mut Location {
+    // SAFETY: see above.
+    unsafe { &mut *conf.cast() }
+}
+
+unsafe extern "C" fn set_shared(
+    cf: *mut sys::ngx_conf_t,
+    cmd: *mut sys::ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    callback("a directive", ERROR, || {
+        // SAFETY: nginx passes its own copy of a command of the table, and the location's settings.
+        let (index, loc) = unsafe { ((*cmd).post.addr(), location(conf)) };
+        let words: Vec<String> = words(cf).iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+        let Some(d) = NGINX.get(index) else { return ERROR };
+        let Kind::Shared(name) = d.kind else { return ERROR };
+        let Some(shared) = directives::nginx::shared_index(name) else { return ERROR };
+        let main = main_of(cf);
+        let mut compile = |_: &str| Err("regular expressions have no place here".to_owned());
+        let mut fresh = ServerConfig::default();
+        let mut target = Target { server: &mut fresh, dir: &mut loc.dir, compile: &mut compile };
+        if let Err(e) = directives::apply(shared, &mut target, &words) {
+            return fail(cf, &spoken(&e));
+        }
+        let taken = |n: &str| main.settings.groups.iter().any(|g| g.name == n);
+        if let Some(twice) = fresh.groups.iter().find(|g| taken(&g.name)) {
+            let text = format!("{} {}: the name is used twice; choose another for one of them", d.name, twice.name);
+            return fail(cf, &text);
+        }
+        let n = fresh.groups.len();
+        main.declared.extend(std::iter::repeat_n(place(cf), n));
+        take_over(&mut main.settings, fresh);
+        null_mut()
+    })
+}
+
+/// What one directive has set goes into the http block's settings.
+fn take_over(to: &mut ServerConfig, from: ServerConfig) {
+    let ServerConfig {
+        aliases: _,
+        groups,
+        socket_prefix,
+        restrict_embedded: _,
+        python_home,
+        python_path,
+        reload_all,
+        supervisor,
+        without_effect,
+        ..
+    } = from;
+    to.groups.extend(groups);
+    to.socket_prefix = socket_prefix.or(to.socket_prefix.take());
+    to.python_home = python_home.or(to.python_home.take());
+    to.python_path.extend(python_path);
+    to.reload_all = reload_all.or(to.reload_all);
+    to.supervisor = supervisor.or(to.supervisor.take());
+    to.without_effect.extend(without_effect);
+}
+
+unsafe extern "C" fn set_script(
+    cf: *mut sys::ngx_conf_t,
+    _: *mut sys::ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    callback("wsgi_script", ERROR, || {
+        // SAFETY: nginx passes a live configuration and the location's settings.
+        let loc = unsafe { location(conf) };
+        if loc.script.is_some() {
+            return c"is duplicate".as_ptr().cast_mut();
+        }
+        let words = words(cf);
+        let (file, mount): (&[u8], &[u8]) = match words[..] {
+            [file] => (file, b""),
+            [file, option] => match option.strip_prefix(b"mount=") {
+                Some(m) if m.starts_with(b"/") => (file, m.strip_suffix(b"/").unwrap_or(m)),
+                _ => {
+                    let option = String::from_utf8_lossy(option).into_owned();
+                    return fail(cf, &format!("wsgi_script: '{option}' is not mount=/prefix"));
+                }
+            },
+            _ => return ERROR,
+        };
+        if file.contains(&b'$') {
+            return fail(
+                cf,
+                "wsgi_script: the file's name cannot contain variables: use a location for each application",
+            );
+        }
+        // SAFETY: as above; the core's settings of this location are made before any module's directive is read. nginx
+        // makes a relative name absolute in the configuration's pool.
+        let name = unsafe {
+            let mut name = match Pool::new((*cf).pool).string(file) {
+                Some(name) => name,
+                None => return ERROR,
+            };
+            if sys::ngx_conf_full_name((*cf).cycle, &raw mut name, 0) != 0 {
+                return ERROR;
+            }
+            let ctx = (*cf).ctx.cast::<sys::ngx_http_conf_ctx_t>();
+            let core = *(*ctx).loc_conf.add(sys::ngx_http_core_module.ctx_index);
+            let core = &mut *core.cast::<sys::ngx_http_core_loc_conf_t>();
+            core.handler = Some(handler::handle);
+            if bytes(&core.name).ends_with(b"/") {
+                core.set_auto_redirect(1);
+            }
+            String::from_utf8_lossy(bytes(&name)).into_owned()
+        };
+        loc.script = Some(Rc::new(Script { file: name, mount: mount.to_vec(), at: place(cf) }));
+        null_mut()
+    })
+}
+
+unsafe extern "C" fn add_param(cf: *mut sys::ngx_conf_t, _: *mut sys::ngx_command_t, conf: *mut c_void) -> *mut c_char {
+    callback("wsgi_param", ERROR, || {
+        // SAFETY: nginx passes a live configuration and the location's settings.
+        let loc = unsafe { location(conf) };
+        let words = words(cf);
+        let [key, value, rest @ ..] = &words[..] else { return ERROR };
+        let if_not_empty = match rest {
+            [] => false,
+            [b"if_not_empty"] => true,
+            [other, ..] => {
+                let text = format!("wsgi_param: '{}' is not known; if_not_empty is", String::from_utf8_lossy(other));
+                return fail(cf, &text);
+            }
+        };
+        let value = if value.contains(&b'$') {
+            match compile(cf, value) {
+                Some(v) => Value::Variable(v),
+                None => return ERROR,
+            }
+        } else {
+            Value::Constant(value.to_vec())
+        };
+        let mut all = loc.params.take().map(|p| (*p).clone()).unwrap_or_default();
+        all.push(Param { key: key.to_vec(), value, if_not_empty });
+        loc.params = Some(Rc::new(all));
+        null_mut()
+    })
+}
+
+/// A value with variables, compiled; nginx says what is wrong with it.
+fn compile(cf: *mut sys::ngx_conf_t, text: &[u8]) -> Option<*mut sys::ngx_http_complex_value_t> {
+    // SAFETY: nginx passes a live configuration; the compiled value and the text lie in its pool. All zero is how nginx's
+    // own modules begin this record.
+    unsafe {
+        let pool = Pool::new((*cf).pool);
+        let mut value = pool.string(text)?;
+        let compiled = pool.zeroed::<sys::ngx_http_complex_value_t>();
+        if compiled.is_null() {
+            return None;
+        }
+        let mut ccv: sys::ngx_http_compile_complex_value_t = std::mem::zeroed();
+        ccv.cf = cf;
+        ccv.value = &raw mut value;
+        ccv.complex_value = compiled;
+        (sys::ngx_http_compile_complex_value(&raw mut ccv) == 0).then_some(compiled)
+    }
+}

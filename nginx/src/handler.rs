@@ -1,0 +1,351 @@
+//! The content handler: checks what is asked for, has nginx read the body, builds the REQUEST for nginx's upstream.
+#![allow(unsafe_code)]
+
+use crate::config::{Location, Script, Value};
+use crate::guard::callback;
+use crate::log;
+use crate::peer::Exchange;
+use crate::process::{Failure, Process, current};
+use crate::request::{Body, Request};
+use crate::response;
+use crate::sys;
+use mod_wsgi_core::environ::{add_header, collapse_slashes, is_hidden, is_https};
+use mod_wsgi_core::error::RequestError;
+use mod_wsgi_core::spool::{DIRECTORY, reopened, temporary};
+use mod_wsgi_wire::encode::{self, RequestBuilder};
+use mod_wsgi_wire::frame::Level;
+use mod_wsgi_wire::keys;
+use mod_wsgi_wire::limits::MAX_INLINE_BODY;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const ERROR: sys::ngx_int_t = sys::NGX_ERROR as sys::ngx_int_t;
+const SERVER_ERROR: sys::ngx_int_t = sys::NGX_HTTP_INTERNAL_SERVER_ERROR as sys::ngx_int_t;
+
+/// A location's request.
+pub unsafe extern "C" fn handle(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
+    callback("the handler", SERVER_ERROR, || {
+        // SAFETY: nginx passes a live request.
+        let view = unsafe { Request::new(r) };
+        let location = view.location();
+        let Some(script) = &location.script else { return SERVER_ERROR };
+        let Some(process) = current() else {
+            log::write(view.log(), Level::Error, "MWR0210: supervisor cannot be reached: it was not started");
+            return sys::NGX_HTTP_SERVICE_UNAVAILABLE as sys::ngx_int_t;
+        };
+        if path_info(&collapse_slashes(view.uri()), &script.mount).is_none() {
+            return sys::NGX_HTTP_NOT_FOUND as sys::ngx_int_t;
+        }
+        match admit(&view, location, process) {
+            Ok(()) => begin(&view, location, script, process),
+            Err(e) => refuse(&view, &e),
+        }
+    })
+}
+
+/// Refused before a byte of the body is read, or 100 Continue is sent. With a cache nobody knows yet whether a worker is
+/// needed at all.
+fn admit(r: &Request<'_>, location: &Location, process: &Process) -> Result<(), RequestError> {
+    let route = &location.route;
+    process.limits(&route.group)?;
+    if r.has_cache() {
+        return Ok(());
+    }
+    match process.group(&route.group, &route.application)? {
+        Some(g) if !g.pool.has_room() => Err(RequestError::QueueFull(g.pool.label())),
+        _ => Ok(()),
+    }
+}
+
+/// Answers a request that goes to no worker.
+fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
+    let f = Failure::from(e);
+    if !f.verdict.code.is_empty() {
+        log::write(r.log(), f.verdict.level, &format!("{}: {}", f.verdict.code, f.text));
+    }
+    if let Some(seconds) = f.verdict.retry_after {
+        r.add_header(c"Retry-After", seconds.to_string().as_bytes());
+    }
+    f.verdict.status as sys::ngx_int_t
+}
+
+fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Process) -> sys::ngx_int_t {
+    if let Err((status, text)) = check_script(script) {
+        log::write(r.log(), Level::Error, &text);
+        return status;
+    }
+    let raw = r.raw();
+    // SAFETY: a live request. Everything that is hung into its upstream lives in its pool, in the configuration's, or is
+    // static; nginx's functions are called as its own upstream modules call them.
+    unsafe {
+        if sys::ngx_http_upstream_create(raw) != 0 {
+            return SERVER_ERROR;
+        }
+        let Some(x) = r.pool().own(Exchange::new(raw, process.take_frame())) else { return SERVER_ERROR };
+        let pipe = r.pool().zeroed::<sys::ngx_event_pipe_t>();
+        if pipe.is_null() {
+            return SERVER_ERROR;
+        }
+        (*pipe).input_filter = Some(response::pipe_filter);
+        (*pipe).input_ctx = raw.cast();
+        let u = &mut *r.upstream();
+        u.schema = crate::pool::constant(c"wsgi://");
+        u.output.tag = (&raw const crate::config::HTTP_CONTEXT).cast_mut().cast();
+        u.conf = (&raw const location.upstream).cast_mut();
+        u.peer.data = x.cast();
+        u.set_buffering((location.upstream.buffering != 0).into());
+        u.pipe = pipe;
+        u.create_request = Some(create_request);
+        u.reinit_request = Some(reinit_request);
+        u.process_header = Some(response::process_header);
+        u.abort_request = Some(abort_request);
+        u.finalize_request = Some(finalize_request);
+        u.input_filter_init = Some(response::filter_init);
+        u.input_filter = Some(response::filter);
+        u.input_filter_ctx = raw.cast();
+        u.set_accel(1);
+        (*raw).state = 0;
+        if r.content_length() > MAX_INLINE_BODY as i64 {
+            // A descriptor travels; what nginx would keep in memory had to be written out all the same.
+            (*raw).set_request_body_in_file_only(1);
+            // And that is no reason for nginx to warn.
+            (*raw).set_request_body_file_log_level(0);
+        }
+        let rc = sys::ngx_http_read_client_request_body(raw, Some(sys::ngx_http_upstream_init));
+        if rc >= sys::NGX_HTTP_SPECIAL_RESPONSE as sys::ngx_int_t { rc } else { sys::NGX_DONE as sys::ngx_int_t }
+    }
+}
+
+/// The same answers as on httpd for what is no script.
+fn check_script(script: &Script) -> Result<(), (sys::ngx_int_t, String)> {
+    let fail = |status: u32, code: &str, text: &str| {
+        Err((status as sys::ngx_int_t, format!("{code}: {text}: {}", script.file)))
+    };
+    match std::fs::metadata(&script.file) {
+        Err(_) => fail(sys::NGX_HTTP_NOT_FOUND, "MWR0221", "target WSGI script not found or unable to stat"),
+        Ok(m) if m.is_dir() => {
+            fail(sys::NGX_HTTP_FORBIDDEN, "MWR0222", "attempt to invoke directory as WSGI application")
+        }
+        Ok(m) if !m.is_file() => fail(sys::NGX_HTTP_FORBIDDEN, "MWR0223", "target WSGI script is not a regular file"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Modification time of the script in microseconds; 0 when it cannot be had.
+fn modified(script: &Script) -> u64 {
+    let Ok(m) = std::fs::metadata(&script.file) else { return 0 };
+    let micros = m.mtime() * 1_000_000 + m.mtime_nsec() / 1000;
+    u64::try_from(micros).unwrap_or(0)
+}
+
+/// The exchange of a request whose upstream is ours.
+///
+/// # Safety
+/// `r` is a live request that `begin` has prepared.
+pub unsafe fn exchange<'x>(r: *mut sys::ngx_http_request_t) -> &'x mut Exchange {
+    // SAFETY: see above; the exchange lives in the request's pool, and callers keep no other reference to it.
+    unsafe { &mut *(*(*r).upstream).peer.data.cast() }
+}
+
+/// nginx wants what is to be sent.
+unsafe extern "C" fn create_request(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
+    callback("create_request", ERROR, || {
+        // SAFETY: nginx passes a live request that `begin` has prepared.
+        let (view, x) = unsafe { (Request::new(r), exchange(r)) };
+        if let Err(e) = build(&view, x) {
+            // Told to the client by `process_header`: nginx would answer 500 to any failure here.
+            x.fail(&e);
+        }
+        // SAFETY: the records are ours to fill, zeroed; the frame's bytes stay where they are until the exchange goes.
+        unsafe {
+            let (link, b) = (view.pool().zeroed::<sys::ngx_chain_t>(), view.pool().zeroed::<sys::ngx_buf_t>());
+            if link.is_null() || b.is_null() {
+                return ERROR;
+            }
+            if x.frame.is_empty() {
+                x.frame.push(0);
+            }
+            let bytes = x.frame.as_mut_ptr_range();
+            ((*b).start, (*b).pos, (*b).last, (*b).end) = (bytes.start, bytes.start, bytes.end, bytes.end);
+            (*b).set_memory(1);
+            (*link).buf = b;
+            (*view.upstream()).request_bufs = link;
+        }
+        0
+    })
+}
+
+fn build(r: &Request<'_>, x: &mut Exchange) -> Result<(), RequestError> {
+    let location = r.location();
+    let (Some(script), Some(process)) = (&location.script, current()) else {
+        return Err(RequestError::Supervisor("no script".to_owned()));
+    };
+    let body = r.body();
+    let len = match &body {
+        Body::File(_, n) => *n,
+        Body::Memory(pieces) => pieces.iter().map(|p| p.len() as u64).sum(),
+    };
+    environ(r, location, script, process, len, x)?;
+    match body {
+        Body::File(fd, _) => {
+            // SAFETY: nginx's temporary file is open for as long as the request; the borrow ends here.
+            let file = unsafe { BorrowedFd::borrow_raw(fd) };
+            x.body = Some(reopened(file).map_err(RequestError::Spool)?);
+        }
+        Body::Memory(pieces) if len > MAX_INLINE_BODY as u64 => {
+            let file = temporary(DIRECTORY).map_err(RequestError::Spool)?;
+            let mut at = 0;
+            for p in pieces {
+                file.write_all_at(p, at).map_err(RequestError::Spool)?;
+                at += p.len() as u64;
+            }
+            x.body = Some(reopened(&file).map_err(RequestError::Spool)?);
+        }
+        Body::Memory(pieces) => pieces.iter().for_each(|p| x.frame.extend_from_slice(p)),
+    }
+    Ok(())
+}
+
+fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
+    let mut at = buf.len();
+    let mut n = n;
+    loop {
+        at -= 1;
+        buf[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return &buf[at..];
+        }
+    }
+}
+
+/// PATH_INFO; `None` where the path is not below the mount (`location /app` also matches /application).
+fn path_info<'u>(uri: &'u [u8], mount: &[u8]) -> Option<&'u [u8]> {
+    uri.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// Encodes the environ, straight from nginx's structures into the frame.
+fn environ(
+    r: &Request<'_>,
+    location: &Location,
+    script: &Script,
+    process: &Process,
+    body: u64,
+    x: &mut Exchange,
+) -> Result<(), RequestError> {
+    let route = &location.route;
+    let mut num = [0u8; 20];
+    let mtime = if route.reloading { modified(script) } else { 0 };
+    let mut b = RequestBuilder::new(&mut x.frame, mtime);
+    headers(r, &mut b, route.pass_authorization);
+    if let Some(t) = r.content_type() {
+        b.known(keys::CONTENT_TYPE, t);
+    }
+    // The body is presented whole, with its length.
+    if r.is_main() && (r.content_length() >= 0 || r.is_chunked() || body > 0) {
+        b.known(keys::CONTENT_LENGTH, decimal(body, &mut num));
+    }
+    let target = r.target();
+    let uri = collapse_slashes(r.uri());
+    let script_name = script.mount.as_slice();
+    let path_info = path_info(&uri, script_name).unwrap_or_default();
+    let (addr, port) = r.local();
+    let mut scheme: &[u8] = if r.is_tls() { b"https" } else { b"http" };
+    b.known(keys::REQUEST_METHOD, r.method());
+    b.known(keys::REQUEST_URI, target);
+    b.known(keys::RAW_URI, target);
+    b.known(keys::SCRIPT_NAME, script_name);
+    b.known(keys::PATH_INFO, path_info);
+    b.known(keys::QUERY_STRING, r.args());
+    b.known(keys::SERVER_PROTOCOL, r.protocol());
+    b.known(keys::SERVER_SOFTWARE, &sys::NGINX_VER[..sys::NGINX_VER.len() - 1]);
+    b.known(keys::SERVER_NAME, r.host());
+    b.known(keys::SERVER_PORT, decimal(port.into(), &mut num));
+    b.known(keys::SERVER_ADDR, &addr);
+    b.known(keys::REMOTE_ADDR, r.remote_addr());
+    b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
+    b.known(keys::DOCUMENT_ROOT, r.root());
+    b.known(keys::SCRIPT_FILENAME, script.file.as_bytes());
+    b.known(keys::REQUEST_SCHEME, scheme);
+    b.known(keys::MW_APPLICATION_GROUP, route.application.as_bytes());
+    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
+    b.known(keys::MW_SCRIPT_NAME, script_name);
+    b.known(keys::MW_PATH_INFO, path_info);
+    b.known(keys::MW_LISTENER_HOST, &addr);
+    b.known(keys::MW_LISTENER_PORT, decimal(port.into(), &mut num));
+    b.known(keys::MW_SERVER_PID, decimal(process.pid().into(), &mut num));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
+    b.known(keys::MW_REQUEST_START, decimal(r.start(), &mut num));
+    let (connection, nth) = r.number();
+    b.known(keys::MW_REQUEST_ID, format!("{connection}-{nth}").as_bytes());
+    b.known(keys::MW_CONNECTION_ID, decimal(connection, &mut num));
+    for p in location.params.iter().flat_map(|p| p.iter()) {
+        let value = match &p.value {
+            Value::Constant(v) => v,
+            Value::Variable(v) => r.value(*v).unwrap_or_default(),
+        };
+        if p.key == b"HTTPS" && !(p.if_not_empty && value.is_empty()) {
+            scheme = if is_https(value) { b"https" } else { b"http" };
+        } else if !is_hidden(&p.key) && !(p.if_not_empty && value.is_empty()) {
+            b.named(&p.key, value);
+        }
+    }
+    b.known(keys::URL_SCHEME, scheme);
+    b.finish(match body {
+        n if n > MAX_INLINE_BODY as u64 || matches!(r.body(), Body::File(..)) => encode::Body::Descriptor(n),
+        n => encode::Body::Inline(n as usize),
+    })?;
+    Ok(())
+}
+
+/// The request's headers; fields of one name are joined, as nginx does for its own upstreams.
+fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool) {
+    let all: Vec<(usize, &[u8], &[u8])> = r.headers().collect();
+    for (i, &(hash, name, value)) in all.iter().enumerate() {
+        let hidden = match name.len() {
+            6 => name.eq_ignore_ascii_case(b"Expect"),
+            13 => !pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
+            19 => !pass_authorization && name.eq_ignore_ascii_case(b"Proxy-Authorization"),
+            17 => name.eq_ignore_ascii_case(b"Transfer-Encoding"),
+            _ => false,
+        };
+        let same = |other: &(usize, &[u8], &[u8])| other.0 == hash && other.1.eq_ignore_ascii_case(name);
+        if hidden || all[..i].iter().any(same) {
+            continue;
+        }
+        let mut rest = all[i + 1..].iter().filter(|h| same(h)).peekable();
+        if rest.peek().is_none() {
+            add_header(b, name, value);
+            continue;
+        }
+        let between: &[u8] = if name.eq_ignore_ascii_case(b"Cookie") { b"; " } else { b", " };
+        let mut joined = value.to_vec();
+        for (_, _, more) in rest {
+            joined.extend_from_slice(between);
+            joined.extend_from_slice(more);
+        }
+        add_header(b, name, &joined);
+    }
+}
+
+/// The request is sent again: what was read of an answer is void.
+unsafe extern "C" fn reinit_request(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
+    callback("reinit_request", ERROR, || {
+        // SAFETY: nginx passes a live request that `begin` has prepared.
+        let x = unsafe { exchange(r) };
+        x.reader = Default::default();
+        x.framer = None;
+        0
+    })
+}
+
+unsafe extern "C" fn abort_request(_: *mut sys::ngx_http_request_t) {}
+
+unsafe extern "C" fn finalize_request(r: *mut sys::ngx_http_request_t, rc: sys::ngx_int_t) {
+    callback("finalize_request", (), || {
+        // SAFETY: as in `reinit_request`.
+        unsafe { response::finalize(&Request::new(r), exchange(r), rc) }
+    })
+}

@@ -1,0 +1,493 @@
+//! nginx's peer: the row of a worker is taken here, when nginx really needs one, and given back here, when it is known
+//! what became of the request (send now, claim, recall: DESIGN 6).
+#![allow(unsafe_code)]
+
+use crate::conn::{self, OpenError, Wire};
+use crate::guard::callback;
+use crate::log;
+use crate::process::{Failure, Group, Process, Ticket, current};
+use crate::request::Request;
+use crate::sys;
+use mod_wsgi_core::error::RequestError;
+use mod_wsgi_core::pool::Look;
+use mod_wsgi_core::reader::Reader;
+use mod_wsgi_core::response::Framer;
+use mod_wsgi_scoreboard::Lease;
+use mod_wsgi_scoreboard::layout::header;
+use mod_wsgi_wire::encode::{RowRef, patch_row};
+use std::ffi::c_void;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Times a request is recalled and sent again before it is given up.
+const MAX_RECALLS: u32 = 20;
+/// How long connections may fail before a request is given up: a supervisor notices a dead worker much sooner.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a supervisor that is being restarted is awaited.
+const REGISTER_LIMIT: Duration = Duration::from_secs(2);
+
+/// One request's dealings with workers. Lives in the request's pool; nginx's peer points to it.
+pub struct Exchange {
+    r: *mut sys::ngx_http_request_t,
+    /// One REQUEST frame with its inline body.
+    pub frame: Vec<u8>,
+    /// The body, when it travels as a descriptor.
+    pub body: Option<OwnedFd>,
+    group: Option<Rc<Group>>,
+    lease: Option<Lease>,
+    pub wire: *mut Wire,
+    ticket: Option<Ticket>,
+    pub reader: Reader,
+    pub framer: Option<Framer>,
+    /// The whole answer lies in the first buffer.
+    pub small: bool,
+    started: Instant,
+    tries: u32,
+    recalls: u32,
+    patience: u32,
+    avoid: Option<u16>,
+    /// The row has been taken back.
+    recalled: bool,
+    /// A worker that is ending has given the request back unrun.
+    pub not_run: bool,
+    /// The request was sent before: nginx has to begin its own part anew.
+    again: bool,
+    /// It has waited, and shall look again.
+    woken: bool,
+    lost: Option<String>,
+    last: String,
+    pub failure: Option<Failure>,
+}
+
+/// What a read on a request's connection is to do first.
+pub enum Before {
+    Go,
+    /// Nothing can have come.
+    Wait,
+    /// Fail: the request goes on elsewhere.
+    Stop,
+    /// Give one byte, so that nginx asks for the head: there is a failure to tell.
+    Pretend,
+}
+
+/// The exchange of the request that has a connection.
+///
+/// # Safety
+/// `c` is the upstream connection of a live request of this module.
+pub unsafe fn exchange_of(c: *mut sys::ngx_connection_t) -> *mut Exchange {
+    // SAFETY: nginx sets the data of an upstream's connection to its request, whose peer's data `init` has set.
+    unsafe { (*(*(*c).data.cast::<sys::ngx_http_request_t>()).upstream).peer.data.cast() }
+}
+
+impl Exchange {
+    pub fn new(r: *mut sys::ngx_http_request_t, frame: Vec<u8>) -> Exchange {
+        Exchange {
+            r,
+            frame,
+            body: None,
+            group: None,
+            lease: None,
+            wire: std::ptr::null_mut(),
+            ticket: None,
+            reader: Reader::default(),
+            framer: None,
+            small: false,
+            started: Instant::now(),
+            tries: 0,
+            recalls: 0,
+            patience: 3,
+            avoid: None,
+            recalled: false,
+            not_run: false,
+            again: false,
+            woken: false,
+            lost: None,
+            last: String::new(),
+            failure: None,
+        }
+    }
+
+    /// The connection is of no use any more.
+    pub fn lost(&mut self, why: String) {
+        self.lost = Some(why);
+    }
+
+    pub fn body_to_send(&self) -> Option<BorrowedFd<'_>> {
+        self.body.as_ref().map(AsFd::as_fd)
+    }
+
+    pub fn before_receive(&self) -> Before {
+        if self.failure.is_some() {
+            return Before::Pretend;
+        }
+        if self.woken || self.recalled {
+            return Before::Stop;
+        }
+        // SAFETY: null or the live wire of this exchange.
+        match unsafe { self.wire.as_ref() } {
+            Some(w) if !w.is_stand_in() => Before::Go,
+            _ => Before::Wait,
+        }
+    }
+
+    /// Name of the pool and worker, for messages.
+    fn who(&self) -> (String, u32) {
+        match (&self.group, &self.lease) {
+            (Some(g), Some(l)) => (g.pool.label(), g.pool.table.pid(l.slot)),
+            (Some(g), None) => (g.pool.label(), 0),
+            _ => (String::new(), 0),
+        }
+    }
+
+    /// Bytes that are not the protocol.
+    pub fn protocol_error(&self, error: String) -> RequestError {
+        let (group, pid) = self.who();
+        RequestError::WorkerProtocol { group, pid, error }
+    }
+
+    /// Logs a failure and notes what the client gets.
+    pub fn fail(&mut self, e: &RequestError) {
+        self.fail_with(Failure::from(e));
+    }
+
+    fn fail_with(&mut self, f: Failure) {
+        if !f.verdict.code.is_empty() {
+            // SAFETY: the request lives as long as its exchange.
+            let log = unsafe { Request::new(self.r) }.log();
+            log::write(log, f.verdict.level, &format!("{}: {}", f.verdict.code, f.text));
+        }
+        self.failure = Some(f);
+    }
+}
+
+/// Fails a waiting request whose application group cannot be had.
+pub fn fail_for(x: *mut Exchange, group: &str, application: &str, f: &Failure) {
+    // SAFETY: the process's list holds live exchanges only; nothing of nginx's is called here.
+    unsafe {
+        let route = &Request::new((*x).r).location().route;
+        if route.group == group && route.application == application {
+            (*x).fail_with(f.clone());
+        }
+    }
+}
+
+/// Looks at a request that was sent a while ago, and takes it back where that is better.
+pub fn look(x: *mut Exchange) -> Look {
+    // SAFETY: as in `fail_for`.
+    let x = unsafe { &mut *x };
+    let (Some(g), Some(lease)) = (&x.group, &x.lease) else { return Look::Claimed };
+    let looked = g.pool.look(lease, x.started.elapsed());
+    match looked {
+        Look::Recalled => x.recalled = true,
+        Look::TimedOut(limit) => {
+            x.recalled = true;
+            let e = RequestError::QueueTimeout { group: g.pool.label(), seconds: limit.as_secs() };
+            x.fail(&e);
+        }
+        _ => {}
+    }
+    looked
+}
+
+/// Makes nginx read the request's connection, which fails: it then asks for another one.
+pub fn wake(x: *mut Exchange) {
+    // SAFETY: the process's list holds live exchanges only. The handler may end the request and free the exchange:
+    // nothing is touched after it.
+    unsafe {
+        (*x).woken = true;
+        let Some(wire) = (*x).wire.as_ref() else { return };
+        let c = wire.c;
+        (*(*c).read).set_ready(1);
+        if let Some(handler) = (*(*c).read).handler {
+            handler((*c).read);
+        }
+    }
+}
+
+static ADDRESS: Address = Address(libc::sockaddr { sa_family: libc::AF_UNIX as libc::sa_family_t, sa_data: [0; 14] });
+#[repr(transparent)]
+struct Address(libc::sockaddr);
+/// What `$upstream_addr` shows before a worker has been chosen.
+static NAME: Name = Name(crate::pool::constant(c"wsgi:"));
+#[repr(transparent)]
+struct Name(sys::ngx_str_t);
+// SAFETY: constant data that nginx only reads.
+unsafe impl Sync for Name {}
+
+/// nginx begins with the peers of a request.
+pub unsafe extern "C" fn init(
+    r: *mut sys::ngx_http_request_t,
+    _: *mut sys::ngx_http_upstream_srv_conf_t,
+) -> sys::ngx_int_t {
+    callback("peer.init", sys::NGX_ERROR as sys::ngx_int_t, || {
+        // SAFETY: nginx passes a live request whose upstream the content handler has made, with the exchange as data.
+        unsafe {
+            let peer = &mut (*(*r).upstream).peer;
+            peer.get = Some(get);
+            peer.free = Some(free);
+            peer.tries = 1;
+        }
+        0
+    })
+}
+
+enum Taken {
+    Wire(*mut Wire),
+    /// Look again a little later.
+    Wait,
+}
+
+impl Exchange {
+    /// A row and a connection to its worker.
+    fn take(&mut self, p: &'static Process, log: *mut sys::ngx_log_t) -> Result<Taken, RequestError> {
+        // SAFETY: the request lives as long as its exchange.
+        let route = &unsafe { Request::new(self.r) }.location().route;
+        let waited = self.started.elapsed();
+        let client = p.client();
+        if client == 0 {
+            if waited > REGISTER_LIMIT {
+                return Err(RequestError::Supervisor("this server process is not registered".to_owned()));
+            }
+            return Ok(Taken::Wait);
+        }
+        let Some(group) = p.group(&route.group, &route.application)? else { return Ok(Taken::Wait) };
+        self.group = Some(group.clone());
+        let pool = &group.pool;
+        let lease = match pool.admit(client, self.avoid, waited) {
+            Ok(Some(lease)) => lease,
+            Ok(None) => return Ok(Taken::Wait),
+            // A worker frees a row just after its last frame: whoever asks again at once may be there first.
+            Err(RequestError::QueueFull(_)) if self.patience > 0 => {
+                self.patience -= 1;
+                return Ok(Taken::Wait);
+            }
+            Err(e) => {
+                if matches!(e, RequestError::QueueFull(_)) {
+                    pool.table.count(header::QUEUE_FULL);
+                }
+                return Err(e);
+            }
+        };
+        self.tries += 1;
+        let opened = match group.take_idle(lease.slot, lease.slot_generation) {
+            Some(wire) => {
+                conn::employ(wire, log);
+                Ok(wire)
+            }
+            None => conn::open(&group, &lease, client, log),
+        };
+        match opened {
+            Ok(wire) => {
+                self.lease = Some(lease);
+                Ok(Taken::Wire(wire))
+            }
+            Err(e) => {
+                // Nothing was sent, so nobody can have claimed it.
+                pool.table.recall(&lease);
+                self.last = e.to_string();
+                if matches!(e, OpenError::Records) {
+                    return Err(self.undeliverable());
+                }
+                pool.pass_over(lease.slot);
+                self.avoid = Some(lease.slot);
+                if waited > CONNECT_LIMIT {
+                    return Err(self.undeliverable());
+                }
+                // A worker that is just dying stays READY until its supervisor has noticed.
+                Ok(Taken::Wait)
+            }
+        }
+    }
+
+    fn undeliverable(&self) -> RequestError {
+        RequestError::Undeliverable { group: self.who().0, tries: self.tries, error: self.last.clone() }
+    }
+}
+
+/// nginx wants a connection for the request.
+unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void) -> sys::ngx_int_t {
+    callback("peer.get", sys::NGX_ERROR as sys::ngx_int_t, || {
+        // SAFETY: nginx passes the peer of a live request of ours with the exchange as data; nobody else refers to it
+        // during this call.
+        unsafe {
+            let (pc, x) = (&mut *pc, &mut *data.cast::<Exchange>());
+            pc.sockaddr = (&raw const ADDRESS.0).cast_mut().cast();
+            pc.socklen = size_of::<libc::sockaddr>() as _;
+            pc.name = (&raw const NAME.0).cast_mut();
+            pc.set_cached(0);
+            (x.woken, x.recalled, x.not_run, x.lost) = (false, false, false, None);
+            if std::mem::take(&mut x.again) {
+                sys::mwr_force_reinit((*x.r).upstream);
+            }
+            let Some(p) = current() else { return sys::NGX_ERROR as sys::ngx_int_t };
+            let taken = if x.failure.is_some() { Ok(Taken::Wait) } else { x.take(p, pc.log) };
+            match taken {
+                Ok(Taken::Wire(wire)) => {
+                    x.wire = wire;
+                    if let Some(lease) = &x.lease {
+                        let row = RowRef {
+                            slot_generation: lease.slot_generation,
+                            row: lease.row,
+                            row_generation: lease.word.generation,
+                            client: lease.word.client,
+                        };
+                        patch_row(&mut x.frame, 0, &row);
+                    }
+                    if let Some(g) = &x.group {
+                        pc.name = (&raw const g.name.1).cast_mut();
+                    }
+                    pc.connection = (*wire).c;
+                    x.ticket = Some(p.watch_sent(data.cast()));
+                    sys::NGX_DONE as sys::ngx_int_t
+                }
+                taken => {
+                    if let Err(e) = taken {
+                        x.fail(&e);
+                    }
+                    let Ok(wire) = conn::stand_in(pc.log) else { return sys::NGX_ERROR as sys::ngx_int_t };
+                    x.wire = wire;
+                    pc.connection = (*wire).c;
+                    if x.failure.is_some() {
+                        return sys::NGX_DONE as sys::ngx_int_t;
+                    }
+                    x.ticket = Some(p.park(data.cast()));
+                    sys::NGX_AGAIN as sys::ngx_int_t
+                }
+            }
+        }
+    })
+}
+
+/// nginx is done with the connection: the response is whole, or this try has failed, or the request ends.
+unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void, state: sys::ngx_uint_t) {
+    callback("peer.free", (), || {
+        // SAFETY: as in `get`.
+        let (pc, x) = unsafe { (&mut *pc, &mut *data.cast::<Exchange>()) };
+        let wire = std::mem::replace(&mut x.wire, std::ptr::null_mut());
+        if let (Some(p), Some(ticket)) = (current(), x.ticket.take()) {
+            p.drop_ticket(ticket);
+        }
+        if wire.is_null() {
+            return;
+        }
+        let failed = state & sys::NGX_PEER_FAILED as sys::ngx_uint_t != 0;
+        // SAFETY: the record of a live wire.
+        let timed_out = unsafe {
+            let c = (*wire).c;
+            (*(*c).read).timedout() != 0 || (*(*c).write).timedout() != 0
+        };
+        // SAFETY: a live wire.
+        if unsafe { (*wire).is_stand_in() } {
+            conn::discard(wire);
+            // Waited: look again. Failed, or nginx's own time-out: the end.
+            pc.tries = usize::from(failed && x.woken && x.failure.is_none()) as sys::ngx_uint_t;
+            if pc.tries > 0 {
+                x.unrecorded(pc);
+            }
+            return;
+        }
+        let Some(lease) = x.lease.take() else { return conn::discard(wire) };
+        let Some(group) = x.group.clone() else { return conn::discard(wire) };
+        if x.reader.ended() || (x.reader.done() && !x.not_run) {
+            // nginx must not close it.
+            pc.connection = std::ptr::null_mut();
+            pc.tries = 0;
+            return conn::release(wire, std::mem::take(&mut x.reader));
+        }
+        // SAFETY: a live wire.
+        let reused = unsafe { (*wire).reused };
+        conn::discard(wire);
+        let nothing_ran = x.recalled || x.not_run || group.pool.table.recall(&lease);
+        if !nothing_ran {
+            if let Some(why) = x.lost.take() {
+                let (label, pid) = (group.pool.label(), group.pool.table.pid(lease.slot));
+                let e = match why.strip_prefix("connection lost") {
+                    Some(_) => RequestError::WorkerDied { group: label, pid },
+                    None => RequestError::WorkerProtocol { group: label, pid, error: why },
+                };
+                let v = e.verdict();
+                // SAFETY: the request lives as long as its exchange.
+                log::write(unsafe { Request::new(x.r) }.log(), v.level, &format!("{}: {e}", v.code));
+            }
+            pc.tries = usize::from(failed && x.may_run_again(timed_out)) as sys::ngx_uint_t;
+            x.again = pc.tries > 0;
+            return;
+        }
+        if x.lost.take().is_some() {
+            if reused {
+                group.forget_slot(lease.slot);
+            } else {
+                group.pool.pass_over(lease.slot);
+            }
+        }
+        if x.not_run {
+            group.pool.pass_over(lease.slot);
+        }
+        if !failed || timed_out || x.failure.is_some() {
+            pc.tries = 0;
+            return;
+        }
+        if !reused || x.recalled || x.not_run {
+            group.pool.table.count(header::RECALLS);
+            x.recalls += 1;
+            x.avoid = Some(lease.slot);
+        }
+        if x.recalls > MAX_RECALLS {
+            x.last = "recalled".to_owned();
+            let e = x.undeliverable();
+            x.fail(&e);
+        }
+        x.reader = Reader::default();
+        x.again = true;
+        pc.tries = 1;
+        x.unrecorded(pc);
+    })
+}
+
+impl Exchange {
+    /// The try that is over is none that configuration counts: it does not show in the log, limits no later one, and
+    /// nginx takes the request for unsent.
+    fn unrecorded(&self, pc: &mut sys::ngx_peer_connection_t) {
+        // SAFETY: the request lives as long as its exchange; nginx pushes a state before each try.
+        unsafe {
+            pc.start_time = sys::mwr_now();
+            (*(*self.r).upstream).set_request_sent(0);
+            if let Some(states) = (*self.r).upstream_states.as_mut()
+                && states.nelts > 0
+            {
+                states.nelts -= 1;
+            }
+        }
+    }
+
+    /// A worker had begun the request: whether configuration allows another try.
+    fn may_run_again(&mut self, timed_out: bool) -> bool {
+        // SAFETY: the request lives as long as its exchange.
+        let r = unsafe { Request::new(self.r) };
+        let location = r.location();
+        let mask = location.next_upstream;
+        let case = if timed_out { sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT } else { sys::NGX_HTTP_UPSTREAM_FT_ERROR };
+        let any = sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT as sys::ngx_uint_t;
+        let most = match location.upstream.next_upstream_tries {
+            0 => 2,
+            n => n as u32,
+        };
+        self.failure.is_none()
+            && self.framer.is_none()
+            && mask & case as sys::ngx_uint_t != 0
+            && (r.is_idempotent() || mask & any != 0)
+            && self.tries < most
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(p) = current() {
+            if let Some(ticket) = self.ticket.take() {
+                p.drop_ticket(ticket);
+            }
+            p.give_frame(std::mem::take(&mut self.frame));
+        }
+    }
+}
