@@ -286,9 +286,12 @@ fn environ(
             Value::Constant(v) => v,
             Value::Variable(v) => r.value(*v).unwrap_or_default(),
         };
-        if p.key == b"HTTPS" && !(p.if_not_empty && value.is_empty()) {
+        if p.if_not_empty && value.is_empty() {
+            continue;
+        }
+        if p.key == b"HTTPS" {
             scheme = if is_https(value) { b"https" } else { b"http" };
-        } else if !is_hidden(&p.key) && !(p.if_not_empty && value.is_empty()) {
+        } else if !is_hidden(&p.key) {
             b.named(&p.key, value);
         }
     }

@@ -185,7 +185,7 @@ impl<'r> Request<'r> {
     /// Number of the client's connection, as nginx's messages show it, and of the request on it.
     pub fn number(&self) -> (u64, u64) {
         // SAFETY: a request's connection outlives it.
-        unsafe { ((*self.rec().connection).number as u64, (*self.rec().connection).requests as u64) }
+        unsafe { ((*self.rec().connection).number, (*self.rec().connection).requests as u64) }
     }
 
     /// When the request came, microseconds since the epoch.
