@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from . import _worker, api, events, report, scripts, streams
+from . import _worker, api, events, mainthread, report, scripts, streams
 
 # Signal on which the stacks of all threads are written to descriptor 2, also while C code holds the GIL.
 STACKS = _worker.stacks_signal()
@@ -18,6 +18,8 @@ class Worker:
     def __init__(self, plan_fd):
         self.plan = _worker.start(plan_fd)
         self.wakeup_fd = self.plan["wakeup_fd"]
+        self.main_thread = mainthread.MainThread(self.wakeup_fd)
+        scripts.main_thread = self.main_thread
 
     def run(self):
         """Never returns."""
@@ -134,6 +136,8 @@ class Worker:
                 continue
             if reason is not None:
                 break
+            self.main_thread.run_pending()
+        self.main_thread.stop()
         self.stop(reason)
 
     def stop(self, reason):

@@ -1,4 +1,4 @@
-"""Loading scripts and modules: once each, one thread at a time, tried again at most once a second after a failure."""
+"""Loading scripts and modules: once each, in the main thread, tried again at most once a second after a failure."""
 
 import _thread
 import os
@@ -20,6 +20,8 @@ class Script:
         self.failure = None
 
 
+# A mainthread.MainThread, set at the start of the worker.
+main_thread = None
 _scripts = {}
 _lock = _thread.allocate_lock()
 
@@ -35,7 +37,7 @@ def load(script, callable_name):
             if entry.failed_at is not None and time.monotonic() - entry.failed_at < RETRY:
                 return False
             try:
-                entry.namespace, entry.mtime = _execute(name)
+                entry.namespace, entry.mtime = main_thread.call(lambda: _execute(name))
             except BaseException as error:
                 _failed(entry, name, callable_name, error)
                 return False
