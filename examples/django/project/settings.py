@@ -2,6 +2,8 @@
 
 DJANGO_SECRET_KEY     set it wherever others can reach the site; the default is for trying out
 DJANGO_DATA           directory of the database and of uploads; the serving user must be able to write to it
+DJANGO_STATIC         directory of collected static files; static in DJANGO_DATA unless told
+PGHOST                where PostgreSQL is, with PGUSER, PGPASSWORD, PGDATABASE; SQLite in DJANGO_DATA unless told
 DJANGO_DEBUG          1 shows tracebacks in the browser
 DJANGO_ALLOWED_HOSTS  names of the site, separated by commas; localhost unless told
 DJANGO_TRUSTED_ORIGINS  origins for forms behind another server, such as https://www.example.org
@@ -59,10 +61,18 @@ DATABASES = {
         "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL"},
     }
 }
+if os.environ.get("PGHOST"):
+    # libpq takes host, user and password from its own variables; a connection is kept for the next request.
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": os.environ.get("PGDATABASE", "notes"),
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA_DIR / "static"
+STATIC_ROOT = Path(os.environ.get("DJANGO_STATIC") or DATA_DIR / "static")
 MEDIA_URL = "/media/"
 MEDIA_ROOT = DATA_DIR / "media"
