@@ -100,7 +100,8 @@ pub fn order(directory: &Path, command: Command) -> Result<(Vec<(u32, u64)>, Str
     }
 }
 
-fn ask(directory: &Path) -> Result<Value, Error> {
+/// The status of the supervisor of a run directory.
+pub fn ask(directory: &Path) -> Result<Value, Error> {
     match talk(directory, &ToSupervisor::Status)? {
         FromSupervisor::Status { status } => Ok(status),
         other => Err(unexpected(other)),

@@ -13,12 +13,14 @@ mod helper;
 mod import_check;
 mod limits;
 mod listen;
+mod notify;
 mod options;
 mod plan;
 mod process;
 mod render;
 mod root;
 mod sources;
+mod unit;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};

@@ -201,6 +201,9 @@ const OWN: &[Opt] = &[
     opt("setup-only", Kind::Flag, &[], Section::Server)
         .default("off")
         .help("Writes configuration and start script, says how to start, and ends."),
+    opt("systemd-unit", Kind::Flag, &[], Section::Server)
+        .default("off")
+        .help("Prints a hardened systemd unit that runs this command line, and ends."),
     opt("httpd-executable", Kind::Path, &["FILE"], Section::Server)
         .default("apache2 or httpd on PATH or in the usual places")
         .help("Apache to run."),

@@ -53,6 +53,7 @@ pub struct Plan {
     pub setenv: Vec<(String, String)>,
     pub include_files: Vec<PathBuf>,
     pub setup_only: bool,
+    pub systemd_unit: bool,
     /// Seconds between SIGTERM and the end of listening.
     pub stop_delay: u64,
 }
@@ -107,6 +108,7 @@ impl Plan {
             log_to_terminal: values.flag("log-to-terminal"),
             log_level: values.text_or_default("log-level"),
             setup_only: values.flag("setup-only"),
+            systemd_unit: values.flag("systemd-unit"),
             stop_delay: values.number("stop-delay"),
             application,
             interpreter,

@@ -1,16 +1,19 @@
 //! Runs the private Apache as a child in its own process group: signals are passed on, output is passed through, and
 //! everything ends when it ends. The main thread waits for events; helper threads feed it.
 
+use crate::ctl;
 use crate::error::Error;
 use crate::import_check::Outcome;
+use crate::notify::Manager;
 use crate::plan::Plan;
 use crate::render::httpd::{self, GRACEFUL_SHUTDOWN};
 use crate::root::ServerRoot;
 use crate::{access, import_check, listen};
+use mod_wsgi_wire::control as ctl_protocol;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -41,6 +44,12 @@ enum Event {
 
 /// Serves until the end. Returns the exit status of the launcher.
 pub fn serve(mut plan: Plan) -> Result<u8, Error> {
+    if plan.systemd_unit {
+        let program = std::env::current_exe().map_err(Error::io("own path"))?;
+        let args: Vec<_> = std::env::args_os().skip(1).collect();
+        print!("{}", crate::unit::unit(&plan, &program, &args));
+        return Ok(0);
+    }
     if !plan.setup_only {
         listen::check(plan.host.as_deref(), plan.port)?;
     }
@@ -140,7 +149,8 @@ fn set_up(plan: &Plan, configuration: &Path, mut root: ServerRoot) -> Result<u8,
 }
 
 fn watch_signals(sender: Sender<Event>) -> Result<(), Error> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1]).map_err(Error::io("signals"))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU])
+        .map_err(Error::io("signals"))?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
             if sender.send(Event::Signal(signal)).is_err() {
@@ -164,7 +174,11 @@ struct Apache {
 impl Apache {
     fn start(plan: &Plan, configuration: &Path, sender: Sender<Event>) -> Result<Apache, Error> {
         let own = std::env::current_exe().map_err(Error::io("own path"))?;
-        let mut child = Command::new(own)
+        let mut command = Command::new(own);
+        for name in crate::notify::VARIABLES {
+            command.env_remove(name);
+        }
+        let mut child = command
             .arg("tied")
             .arg(std::process::id().to_string())
             .arg(&plan.apache.httpd)
@@ -211,6 +225,7 @@ impl Apache {
         let mut served = false;
         let mut wishes = 0;
         let mut deadline: Option<Instant> = None;
+        let manager = Manager::find();
         // A wish to stop that waits for --stop-delay.
         let mut held: Option<Instant> = None;
         loop {
@@ -221,6 +236,8 @@ impl Apache {
             match event {
                 Ok(Event::Answered(Ok(status))) => {
                     served = true;
+                    let shown = format!("serving {}", plan.url());
+                    manager.ready(&shown, &plan.server_root, &self.over);
                     root.keep_logs(plan.server_root_named);
                     self.announce(plan, status);
                 }
@@ -231,14 +248,21 @@ impl Apache {
                 }
                 Ok(Event::Signal(SIGUSR1)) => self.signal(Signal::SIGUSR1),
                 Ok(Event::Signal(SIGHUP)) if !had_terminal || std::io::stdin().is_terminal() => {
+                    manager.reloading(&plan.server_root);
                     self.signal(Signal::SIGUSR1)
                 }
+                Ok(Event::Signal(signal @ (SIGTTIN | SIGTTOU))) => {
+                    let by = if signal == SIGTTIN { 1 } else { -1 };
+                    command(plan, ctl_protocol::Command::ScaleBy { group: None, by });
+                }
+                Ok(Event::Signal(SIGUSR2)) => command(plan, ctl_protocol::Command::Stacks { group: None }),
                 Ok(Event::Signal(SIGTERM)) if wishes == 0 && held.is_none() && plan.stop_delay > 0 => {
                     held = Some(Instant::now() + Duration::from_secs(plan.stop_delay));
                 }
                 Ok(Event::Signal(signal)) => {
                     held = None;
                     wishes += 1;
+                    manager.stopping();
                     // SIGTERM is what a container or service manager sends: running requests may finish.
                     let gently = signal == SIGTERM && wishes == 1;
                     self.signal(if gently { Signal::SIGWINCH } else { Signal::SIGTERM });
@@ -247,6 +271,7 @@ impl Apache {
                 }
                 Ok(Event::Ended) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) if held.is_some() => {
+                    manager.stopping();
                     held = None;
                     wishes += 1;
                     self.signal(Signal::SIGWINCH);
@@ -331,6 +356,18 @@ impl Apache {
             shown => format!(":\n{}", shown.join("\n")),
         }
     }
+}
+
+/// Gives the supervisor a command, in a thread of its own: the launcher goes on listening to signals.
+fn command(plan: &Plan, order: ctl_protocol::Command) {
+    let root = plan.server_root.clone();
+    std::thread::spawn(move || {
+        let done = ctl::run_directory_of(&root).and_then(|directory| ctl::order(&directory, order));
+        match done {
+            Ok((_, text)) => text.lines().for_each(note),
+            Err(e) => note(&format!("{}: {e}", e.code())),
+        }
+    });
 }
 
 fn read_tail(path: &Path) -> std::io::Result<String> {

@@ -43,10 +43,10 @@ impl Secret {
     }
 }
 
-/// One daemon process group as configured. Everything is resolved (paths absolute, users looked up) by the server's
+/// One daemon process group as configured. Fields that this build does not know are passed over: after an upgrade the
+/// server's parent is newer than the supervisor that it tells, until that one has made room for its successor. Everything is resolved (paths absolute, users looked up) by the server's
 /// parent before it is sent, so that the supervisor needs no server and no look-ups.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Group {
     /// Name of WSGIDaemonProcess; empty for the automatic group of applications without WSGIProcessGroup.
     pub name: String,
@@ -108,7 +108,7 @@ pub struct Group {
 
 /// Deadlines of requests and of the interpreter, seconds; 0 = none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Deadlines {
     /// From a request's claim to the end of its response, without time spent on its client.
     pub request: f64,
@@ -122,7 +122,7 @@ pub struct Deadlines {
 
 /// When workers of a group are replaced although nothing has changed, and how. 0 = never.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Recycle {
     /// Requests a worker serves, and at most how many more of them.
     pub maximum_requests: u64,
