@@ -31,6 +31,16 @@ apr_status_t mwr_bucket_read(apr_bucket *b, const char **data, apr_size_t *len)
     return apr_bucket_read(b, data, len, APR_BLOCK_READ);
 }
 
+void mwr_file_read_size(apr_bucket *b, apr_size_t size)
+{
+#if APU_MAJOR_VERSION > 1 || APU_MINOR_VERSION >= 6
+    apr_bucket_file_set_buf_size(b, size);
+#else
+    (void)b;
+    (void)size;
+#endif
+}
+
 int mwr_logs_r(const request_rec *r, int module_index, int level)
 {
     return APLOG_R_MODULE_IS_LEVEL(r, module_index, level);

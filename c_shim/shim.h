@@ -19,6 +19,7 @@
 #include "apr_buckets.h"
 #include "apr_portable.h"
 #include "apr_strings.h"
+#include "apu_version.h"
 
 /* APR_BRIGADE_INSERT_TAIL */
 void mwr_insert_tail(apr_bucket_brigade *bb, apr_bucket *b);
@@ -31,6 +32,8 @@ int mwr_is_eos(const apr_bucket *b);
 int mwr_is_metadata(const apr_bucket *b);
 /* apr_bucket_read */
 apr_status_t mwr_bucket_read(apr_bucket *b, const char **data, apr_size_t *len);
+/* apr_bucket_file_set_buf_size, which APR-util has from 1.6 on */
+void mwr_file_read_size(apr_bucket *b, apr_size_t size);
 /* The level a module's messages are logged at for this request or server: APLOG_R_IS_LEVEL, APLOG_IS_LEVEL */
 int mwr_logs_r(const request_rec *r, int module_index, int level);
 int mwr_logs_s(const server_rec *s, int module_index, int level);

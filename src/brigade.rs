@@ -29,6 +29,9 @@ pub enum Piece {
     Nothing,
 }
 
+/// Bytes of a file read at a time where sendfile is off: as many as httpd writes in one go.
+const FILE_READ: usize = 64 * 1024;
+
 /// One brigade of a request, reused for each pass.
 pub struct Brigade<'r> {
     r: Request<'r>,
@@ -89,6 +92,7 @@ impl<'r> Brigade<'r> {
             let b = sys::apr_bucket_file_create(g, offset as sys::apr_off_t, len as usize, pool, alloc);
             // A mapped file that is truncated by its owner would end httpd by SIGBUS.
             sys::apr_bucket_file_enable_mmap(b, 0);
+            sys::mwr_file_read_size(b, FILE_READ);
             self.push(b);
         }
         Ok(())

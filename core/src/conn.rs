@@ -50,11 +50,15 @@ pub struct Inbox {
     end: usize,
     last: (usize, usize),
     fds: VecDeque<OwnedFd>,
+    /// The last receive took all there was room for: more is probably waiting.
+    filled: bool,
 }
 
 /// First receive buffer: one system call takes a whole small answer. Every serving thread of the server has one, so it
 /// counts in the memory of each server process.
 const FIRST: usize = 4 * 1024;
+/// Receive buffer once an answer has filled the first one: many frames in one system call.
+const STREAMING: usize = limits::HEADER + limits::MAX_DATA;
 /// Largest buffer kept from one request to the next.
 const KEPT: usize = 16 * 1024;
 /// Most descriptors that may wait unclaimed; a worker sends one with each FILE.
@@ -66,6 +70,7 @@ impl Inbox {
         self.start = 0;
         self.end = 0;
         self.last = (0, 0);
+        self.filled = false;
         self.fds.clear();
         if self.buf.len() > KEPT {
             self.buf = Vec::new();
@@ -125,9 +130,10 @@ impl Inbox {
             self.start = 0;
             self.end = 0;
         }
+        let least = if self.filled { STREAMING } else { FIRST };
         let need = match decode::header(&self.buf[self.start..self.end])? {
-            Some(h) => (limits::HEADER + h.len).max(FIRST),
-            None => FIRST,
+            Some(h) => (limits::HEADER + h.len).max(least),
+            None => least,
         };
         if self.start > 0 && self.start + need > self.buf.len() {
             self.buf.copy_within(self.start..self.end, 0);
@@ -253,6 +259,7 @@ impl Conn {
             return Err(ConnError::Lost(Errno::PIPE));
         }
         inbox.end += n;
+        inbox.filled |= inbox.end == inbox.buf.len();
         Ok(Received::Bytes)
     }
 

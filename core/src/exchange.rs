@@ -374,11 +374,12 @@ impl Exchange {
                 Ok(false) => {}
                 Err(e) => return Err(self.died(e.into())),
             }
-            match self.conn.receive(inbox, false) {
-                Ok(Received::Bytes) => continue,
-                Ok(Received::Nothing) if !block => return Ok(Event::Pause),
-                Ok(Received::Nothing) => {}
-                Err(e) => return Err(self.died(e)),
+            if !block {
+                match self.conn.receive(inbox, false) {
+                    Ok(Received::Bytes) => continue,
+                    Ok(Received::Nothing) => return Ok(Event::Pause),
+                    Err(e) => return Err(self.died(e)),
+                }
             }
             if !matches!(self.wait(client, inbox, Instant::now())?, Sent::Answering) {
                 return Err(self.died(ConnError::Protocol(decode::Error::Value { at: 0 })));

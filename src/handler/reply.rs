@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Memory bytes handed to the filters at a time: below httpd's FlushMaxThreshold (64 KiB), at which it would block.
 const PIECE: usize = 32 * 1024;
+/// Blocks up to this size are passed together, if they have arrived together.
+const SMALL: usize = 4 * 1024;
 /// What is kept in memory for a slow client; more goes to a file.
 const SPOOL_MEMORY: usize = 256 * 1024;
 /// What is kept for a slow client at all; beyond it the worker waits.
@@ -260,6 +262,8 @@ struct Output<'r> {
     ended: bool,
     /// Bytes passed since the worker last paused (HTTP/2).
     direct: usize,
+    /// Small blocks that have arrived together: each pass through the filters costs more than they do.
+    gathered: Vec<u8>,
     /// When the client last took something.
     progress: Instant,
 }
@@ -296,6 +300,7 @@ impl<'r> Output<'r> {
             passed: false,
             ended: false,
             direct: 0,
+            gathered: Vec::new(),
             progress: Instant::now(),
         }
     }
@@ -417,8 +422,21 @@ impl<'r> Output<'r> {
                 self.drain(None, SLICE)?;
                 continue;
             }
-            match x.next(&self.r, inbox, !behind && !self.unflushed && !active)? {
-                Event::Data(bytes) => self.data(bytes, false)?,
+            let event = x.next(&self.r, inbox, !behind && !self.unflushed && !active)?;
+            if !matches!(event, Event::Data(_)) {
+                self.pass_gathered()?;
+            }
+            match event {
+                Event::Data(bytes) if bytes.len() <= SMALL => {
+                    self.gathered.extend_from_slice(bytes);
+                    if self.gathered.len() >= PIECE || !matches!(inbox.has_frame(), Ok(true)) {
+                        self.pass_gathered()?;
+                    }
+                }
+                Event::Data(bytes) => {
+                    self.pass_gathered()?;
+                    self.data(bytes, false)?;
+                }
                 Event::File { fd, offset, len } => {
                     self.file(fd, offset, len)?;
                     if !x.ended() {
@@ -443,7 +461,19 @@ impl<'r> Output<'r> {
                 Event::Pause => self.flush(x)?,
             }
         }
+        self.pass_gathered()?;
         self.finish(x, inbox, feed.as_ref().is_some_and(Feed::is_unread))
+    }
+
+    fn pass_gathered(&mut self) -> Result<(), Broken> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = std::mem::take(&mut self.gathered);
+        let passed = self.data(&bytes, false);
+        bytes.clear();
+        self.gathered = bytes;
+        passed
     }
 
     /// Waits for client and worker; a client that can take more gets more.

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 
 /// Bytes asked of the input filters at a time.
 const PIECE: usize = 64 * 1024;
+/// The unit of writing to a file.
+const PAGE: usize = 4096;
 /// More unread body than this is not worth reading for the sake of keep-alive.
 pub const WORTH_READING: u64 = 64 * 1024;
 
@@ -83,20 +85,22 @@ pub fn read<'s>(r: &Request<'_>, announced: Announced, store: Store<'s>) -> Resu
             }
         }
     }
-    let mut total = 0u64;
+    // Filters give a few kilobytes at a time: the file is written in larger pieces, of whole pages.
+    let mut stored = 0u64;
     loop {
         let done = brigade.read(PIECE, true, |bytes| {
-            if file.is_none() && memory.len() + bytes.len() > MAX_INLINE_BODY {
-                let mut held = Held::new(store, (memory.len() + bytes.len()) as u64)?;
-                held.write_at(&memory, 0)?;
-                memory = Vec::new();
-                file = Some(held);
+            memory.extend_from_slice(bytes);
+            if memory.len() <= MAX_INLINE_BODY {
+                return Ok(());
             }
-            match &mut file {
-                Some(held) => held.write_at(bytes, total)?,
-                None => memory.extend_from_slice(bytes),
-            }
-            total += bytes.len() as u64;
+            let held = match &mut file {
+                Some(held) => held,
+                None => file.insert(Held::new(store, memory.len() as u64)?),
+            };
+            let pages = memory.len() & !(PAGE - 1);
+            held.write_at(&memory[..pages], stored)?;
+            stored += pages as u64;
+            memory.drain(..pages);
             Ok(())
         });
         match done {
@@ -116,7 +120,10 @@ pub fn read<'s>(r: &Request<'_>, announced: Announced, store: Store<'s>) -> Resu
     }
     // Filters may have changed the length (inflation): what has come counts. httpd reports a body cut short by itself.
     Ok(match file {
-        Some(held) => reopened(held.file()).map(|fd| Received::File(fd, total, held)),
+        Some(mut held) => held.write_at(&memory, stored).and_then(|()| {
+            let fd = reopened(held.file())?;
+            Ok(Received::File(fd, stored + memory.len() as u64, held))
+        }),
         None => Ok(Received::Inline(memory)),
     })
 }

@@ -148,12 +148,34 @@ impl Input {
                 drop(state);
                 return Ok(if n == left && at == 0 { all } else { PyBytes::new(py, &all.as_bytes()[at..at + n]) });
             }
-            if matches!(state.body, Body::Empty) && state.at == state.buf.len() {
-                return Ok(PyBytes::new(py, b""));
+            if state.at == state.buf.len() {
+                match state.body {
+                    Body::Empty => return Ok(PyBytes::new(py, b"")),
+                    Body::File(_, at, len) => {
+                        drop(state);
+                        return self.take_of_file(py, limit.unwrap_or(usize::MAX).min((len - at) as usize));
+                    }
+                    _ => {}
+                }
             }
         }
         let bytes = self.detached(py, move |state| state.read(limit))?;
         Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// `n` bytes of a file, read into the object that the application gets.
+    fn take_of_file<'py>(&self, py: Python<'py>, n: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let mut got = 0;
+        let bytes = PyBytes::new_with(py, n, |out| {
+            got = self.detached(py, |state| {
+                let part = state.read_into(out);
+                state.bytes += part as u64;
+                part
+            })?;
+            Ok(())
+        })?;
+        // Fewer only when another thread of the application has read meanwhile.
+        Ok(if got == n { bytes } else { PyBytes::new(py, &bytes.as_bytes()[..got]) })
     }
 
     /// One line with its end, at most `limit` bytes.
@@ -190,7 +212,7 @@ impl State {
                 let n = (self.buf.len() - self.at).min(limit - out.len());
                 out.extend_from_slice(&self.buf[self.at..self.at + n]);
                 self.at += n;
-            } else if let Body::File(file, at, len) = &mut self.body {
+            } else if let Body::File(_, at, len) = &self.body {
                 // Straight into the result.
                 let want = (*len - *at).min((limit - out.len()) as u64) as usize;
                 if want == 0 {
@@ -198,16 +220,29 @@ impl State {
                 }
                 let have = out.len();
                 out.resize(have + want, 0);
-                match file.read_exact_at(&mut out[have..], *at) {
-                    Ok(()) => *at += want as u64,
-                    Err(_) => self.error = Some("the spooled request body cannot be read"),
-                }
+                self.read_into(&mut out[have..]);
             } else if !self.fill() {
                 break;
             }
         }
         self.bytes += out.len() as u64;
         out
+    }
+
+    /// Reads from a file what fits into `out`, as far as it goes; gives the number of bytes.
+    fn read_into(&mut self, out: &mut [u8]) -> usize {
+        let Body::File(file, at, len) = &mut self.body else { return 0 };
+        let n = out.len().min((*len - *at) as usize);
+        match file.read_exact_at(&mut out[..n], *at) {
+            Ok(()) => {
+                *at += n as u64;
+                n
+            }
+            Err(_) => {
+                self.error = Some("the spooled request body cannot be read");
+                0
+            }
+        }
     }
 
     fn line(&mut self, limit: usize) -> Vec<u8> {
