@@ -1,14 +1,17 @@
 """Requests per second, CPU time, latency and memory of this project beside its peers, all behind the same Apache.
 
-usage: bench.py BUILD-DIRECTORY [--rounds N] [--seconds N] [--connections N] [--only NAME,…] [--no-write]
+usage: bench.py BUILD-DIRECTORY [--work NAME,…] [--rounds N] [--seconds N] [--only SERVER,…] [--no-write]
 
-Every server answers 13 bytes with one Python process of five threads. The servers take turns, so that a noisy machine
-disturbs all of them alike; each figure is the median of the rounds. CPU time and memory are those of every process of
-the server, found by a variable in its environment. Writes docs/benchmarks.md and docs/benchmarks.svg.
+One Python process of five threads behind each server. The servers take turns, so that a noisy machine disturbs all of them
+alike; each figure is the median of the rounds. CPU time and memory are those of every process of the server, found by a
+variable in its environment. Writes docs/benchmarks.md and docs/benchmarks.svg; with --work only the named tables are
+measured again, the others are kept.
 """
 
 import argparse
+import dataclasses
 import glob
+import json
 import os
 import pathlib
 import platform
@@ -30,9 +33,42 @@ PORT = 18090
 MARK = "MWR_BENCH"
 TICK = os.sysconf("SC_CLK_TCK")
 
-APP = """def application(environ, start_response):
+APP = """FILE = {file!r}
+BLOCK = b"x" * 10240
+
+def hello(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "13")])
     return [b"Hello World!\\n"]
+
+def block(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "10240")])
+    return [BLOCK]
+
+def stream(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    for _ in range(1024):
+        yield BLOCK
+
+def drops(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    for _ in range(1000000):
+        yield b"0123456789"
+
+def file(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return environ["wsgi.file_wrapper"](open(FILE, "rb"))
+
+def upload(environ, start_response):
+    body, n = environ["wsgi.input"], 0
+    while piece := body.read(65536):
+        n += len(piece)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(n).encode()]
+
+ROUTES = {{"/block": block, "/stream": stream, "/drops": drops, "/file": file, "/upload": upload}}
+
+def application(environ, start_response):
+    return ROUTES.get(environ["PATH_INFO"], hello)(environ, start_response)
 """
 
 DAEMON = """LoadModule wsgi_module {so}
@@ -103,14 +139,69 @@ Require all granted
 {extra}"""
 
 
+@dataclasses.dataclass
+class Work:
+    """One table: what is asked for, how, and by how much this project may differ from another server."""
+
+    title: str
+    path: str
+    servers: list
+    connections: int = 32
+    #: Fixed number of requests, one after the other, instead of as many as possible for a while.
+    requests: int = 0
+    body: int = 0
+    #: (column, server, largest or smallest ratio)
+    aims: tuple = ()
+
+
+OURS, THEIRS, EMBEDDED_ONE, UWSGI_ONE = "mod-wsgi-rs", "mod_wsgi daemon", "mod_wsgi embedded", "Apache + uWSGI"
+ALONE = "Apache alone"
+#: Columns of a measurement.
+RATE, CPU, MIDDLE, P99, MEMORY = range(5)
+WORK = {
+    "hello": Work(
+        "13 bytes",
+        "/",
+        [OURS, THEIRS, EMBEDDED_ONE, UWSGI_ONE, "Apache + gunicorn", ALONE],
+        aims=((CPU, THEIRS, 0.25), (CPU, UWSGI_ONE, 0.55), (RATE, THEIRS, 3.5)),
+    ),
+    "block": Work("10 KiB in one piece", "/block", [OURS, THEIRS, EMBEDDED_ONE, UWSGI_ONE]),
+    "one": Work("13 bytes, one connection", "/", [OURS, THEIRS, UWSGI_ONE], 1, aims=((MIDDLE, THEIRS, 0.6),)),
+    "stream": Work(
+        "10 MiB in 1,024 blocks from a generator",
+        "/stream",
+        [OURS, THEIRS, EMBEDDED_ONE],
+        4,
+        aims=((CPU, THEIRS, 0.75),),
+    ),
+    "drops": Work(
+        "1,000,000 blocks of 10 bytes from a generator",
+        "/drops",
+        [OURS, THEIRS, EMBEDDED_ONE],
+        1,
+        requests=1,
+        aims=((CPU, EMBEDDED_ONE, 1.0),),
+    ),
+    "file": Work(
+        "100 MiB with wsgi.file_wrapper (Apache alone: the same file)",
+        "/file",
+        [OURS, THEIRS, ALONE],
+        1,
+        requests=20,
+        aims=((CPU, ALONE, 1.2), (MIDDLE, ALONE, 1.2)),
+    ),
+    "upload": Work("upload of 10 MiB", "/upload", [OURS, THEIRS], 4, body=10 << 20, aims=((CPU, THEIRS, 0.8),)),
+}
+
+
 def servers(build):
     """Name to (configuration, module, further commands)."""
     theirs = glob.glob(str(BIN.parent / "lib/python3*/site-packages/mod_wsgi/server/mod_wsgi*.so"))[0]
     return {
-        "mod-wsgi-rs": (configuration(DAEMON, []), build / "libmod_wsgi_rs.so", []),
-        "mod_wsgi daemon": (configuration(DAEMON, []), theirs, []),
-        "mod_wsgi embedded": (configuration(EMBEDDED, []), theirs, []),
-        "Apache + uWSGI": (
+        OURS: (configuration(DAEMON, []), build / "libmod_wsgi_rs.so", []),
+        THEIRS: (configuration(DAEMON, []), theirs, []),
+        EMBEDDED_ONE: (configuration(EMBEDDED, []), theirs, []),
+        UWSGI_ONE: (
             configuration("ProxyPass / unix:{dir}/u.sock|uwsgi://localhost/\n", ["proxy", "proxy_uwsgi"]),
             "",
             [UWSGI],
@@ -120,19 +211,19 @@ def servers(build):
             "",
             [GUNICORN],
         ),
-        "Apache alone (204)": (configuration("RedirectMatch 204 .*\n", []), "", []),
+        ALONE: (configuration('RedirectMatch 204 "^/$"\nAlias /file "{file}"\n', []), "", []),
     }
 
 
 class Server:
     """A running server; the context ends it."""
 
-    def __init__(self, name, configuration, so, commands):
+    def __init__(self, name, configuration, so, commands, file):
         self.name = name
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mwr-bench-"))
         self.dir.chmod(0o755)
-        values = {"dir": self.dir, "so": so, "bin": BIN}
-        (self.dir / "app.py").write_text(APP)
+        values = {"dir": self.dir, "so": so, "bin": BIN, "file": file}
+        (self.dir / "app.py").write_text(APP.format(file=str(file)))
         (self.dir / "httpd.conf").write_text(configuration.format(**values))
         httpd = shutil.which("apache2") or "/usr/sbin/apache2"
         self.mark = f"{MARK}={self.dir.name}".encode()
@@ -201,30 +292,48 @@ class Server:
         return ticks / TICK, kib / 1024
 
 
-def load(connections, seconds):
-    """Runs wrk: requests, requests per second, p99 in ms."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", f"http://127.0.0.1:{PORT}/"]
+def milliseconds(text):
+    value, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
+    return float(value) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
+
+
+def load(work, seconds, directory):
+    """Asks for a while: requests, requests per second, median and p99 in ms."""
+    url = f"http://127.0.0.1:{PORT}{work.path}"
+    if work.requests:
+        took = []
+        for _ in range(work.requests):
+            begun = time.monotonic()
+            subprocess.run(["curl", "-sfo", os.devnull, url], check=True)
+            took.append((time.monotonic() - begun) * 1000)
+        return work.requests, 1000 * len(took) / sum(took), statistics.median(took), max(took)
+    command = ["wrk", "-t1", f"-c{work.connections}", f"-d{seconds}", "--timeout", "30", "--latency", url]
+    if work.body:
+        script = directory / "body.lua"
+        script.write_text(f'wrk.method = "POST"\nwrk.body = string.rep("x", {work.body})\n')
+        command += ["-s", str(script)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     problems = re.search(r"Socket errors:.*|Non-2xx.*", text)
     if problems:
         raise SystemExit(f"bench: {problems[0]}")
-    value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
-    p99 = float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
-    return int(re.search(r"(\d+) requests in", text)[1]), float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]), p99
+    middle, p99 = (milliseconds(re.search(rf"^ +{n}% +(\S+)", text, re.M)[1]) for n in (50, 99))
+    return int(re.search(r"(\d+) requests in", text)[1]), float(re.search(r"/sec:\s+([\d.]+)", text)[1]), middle, p99
 
 
-def measure(table, options):
-    rounds = {name: [] for name in table}
+def measure(name, work, table, options, file):
+    names = [n for n in work.servers if not options.only or n in options.only.split(",")]
+    rounds = {n: [] for n in names}
     for number in range(options.rounds):
-        for name, (text, so, commands) in table.items():
-            with Server(name, text, so, commands) as server:
-                load(options.connections, 1)
+        for n in names:
+            with Server(n, *table[n], file) as server:
+                if not work.requests:
+                    load(work, 1, server.dir)
                 before, _ = server.usage()
-                requests, rate, p99 = load(options.connections, options.seconds)
+                requests, rate, middle, p99 = load(work, options.seconds, server.dir)
                 after, memory = server.usage()
-            rounds[name].append((rate, (after - before) / requests * 1e6, p99, memory))
-            print(f"round {number + 1}: {name}: {rate:.0f} requests/s, {rounds[name][-1][1]:.0f} µs", flush=True)
-    return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in rounds.items()}
+            rounds[n].append((rate, (after - before) / requests * 1e6, middle, p99, memory))
+            print(f"{name} {number + 1}: {n}: {rate:.1f} requests/s, {rounds[n][-1][CPU]:.0f} µs", flush=True)
+    return {n: [statistics.median(column) for column in zip(*rows, strict=True)] for n, rows in rounds.items()}
 
 
 def chart(results):
@@ -246,6 +355,34 @@ def chart(results):
     return "\n".join([*parts, "</svg>\n"])
 
 
+def duration(milliseconds):
+    return f"{milliseconds:,.2f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
+
+
+def table_of(name, work, results):
+    lines = [
+        f"## {work.title}",
+        "",
+        f"{work.connections} connection{'s' if work.connections > 1 else ''}.",
+        "",
+        "| server | requests/s | CPU ms/request | median ms | p99 ms | memory MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for n, (rate, cpu, middle, p99, memory) in results.items():
+        many = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2f}"
+        spent = f"{cpu / 1000:,.3f}" if cpu < 10000 else f"{cpu / 1000:,.0f}"
+        lines.append(f"| {n} | {many} | {spent} | {duration(middle)} | {duration(p99)} | {memory:.0f} |")
+    ratios = []
+    for column, other, aim in work.aims:
+        if OURS in results and other in results:
+            ratio = results[OURS][column] / results[other][column]
+            what = {RATE: "requests/s", CPU: "CPU", MIDDLE: "median time"}[column]
+            bound = f"at least {aim}" if column == RATE else f"at most {aim}"
+            met = ratio >= aim if column == RATE else ratio <= aim
+            ratios.append(f"{what} {ratio:.2f} times {other} (aim: {bound}{'' if met else '; missed'})")
+    return [*lines, "", *([f"{OURS}: {'; '.join(ratios)}.", ""] if ratios else [])]
+
+
 def document(results, options):
     httpd = subprocess.run(["/usr/sbin/apache2", "-v"], capture_output=True, text=True).stdout.split("\n")[0]
     lines = [
@@ -253,21 +390,21 @@ def document(results, options):
         "",
         "<!-- Written by `make bench`. -->",
         "",
-        "A WSGI application that answers 13 bytes; one Python process with five threads;"
-        f" {options.connections} keep-alive connections from wrk on the same machine;"
-        f" medians of {options.rounds} rounds of {options.seconds} s, in which the servers took turns."
+        "One Python process with five threads behind each server; the load comes from wrk or curl on the same machine over"
+        f" kept connections; medians of {options.rounds} rounds of {options.seconds} s, in which the servers took turns."
         " CPU time and memory (PSS) are those of every process of the server, Apache included."
         " Compare the rows of one table, not tables of different machines.",
         "",
         f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split('-')[0]},"
-        f" {httpd.partition(': ')[2]}, Python {platform.python_version()}.",
+        f" {httpd.partition(': ')[2]}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}.",
         "",
-        "| server | requests/s | CPU µs/request | p99 ms | memory MiB |",
-        "|---|---:|---:|---:|---:|",
+        "![CPU time for each request of 13 bytes](benchmarks.svg)",
+        "",
     ]
-    for name, (rate, cpu, p99, memory) in results.items():
-        lines.append(f"| {name} | {rate:,.0f} | {cpu:.0f} | {p99:.1f} | {memory:.0f} |")
-    return "\n".join([*lines, "", "![CPU time for each request](benchmarks.svg)", ""])
+    for name, work in WORK.items():
+        if name in results:
+            lines += table_of(name, work, results[name])
+    return "\n".join(lines)
 
 
 def main():
@@ -275,19 +412,30 @@ def main():
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--only", help="names, separated by commas")
-    parser.add_argument("--no-write", action="store_true", help="print the table only")
+    parser.add_argument("--work", help=f"names, separated by commas: {', '.join(WORK)}")
+    parser.add_argument("--only", help="servers, separated by commas")
+    parser.add_argument("--no-write", action="store_true", help="print the tables only")
     options = parser.parse_args()
+    wanted = options.work.split(",") if options.work else list(WORK)
     table = servers(options.build.resolve())
-    if options.only:
-        table = {name: table[name] for name in options.only.split(",")}
-    results = measure(table, options)
+    kept = ROOT / "build/bench/results.json"
+    results = json.loads(kept.read_text()) if options.work and kept.exists() else {}
+    with tempfile.NamedTemporaryFile(prefix="mwr-bench-", suffix=".txt") as file:
+        os.chmod(file.name, 0o644)
+        for _ in range(100):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        for name in wanted:
+            results[name] = measure(name, WORK[name], table, options, file.name)
+    if options.no_write:
+        print("\n".join(line for name in wanted for line in table_of(name, WORK[name], results[name])))
+        return
+    kept.write_text(json.dumps(results))
     text = document(results, options)
     print(text)
-    if not options.no_write:
-        (ROOT / "docs/benchmarks.md").write_text(text)
-        (ROOT / "docs/benchmarks.svg").write_text(chart(results))
+    (ROOT / "docs/benchmarks.md").write_text(text)
+    if "hello" in results:
+        (ROOT / "docs/benchmarks.svg").write_text(chart(results["hello"]))
 
 
 if __name__ == "__main__":
