@@ -4,12 +4,16 @@ twice; in the long form (`-m long`) every one meets all of ours, twenty times wh
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import harness.front as fronts
+from harness import product
+from harness.counted import Tally
 from harness.front import Front, OnApache
 
 
@@ -37,6 +41,89 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("run", runs)
 
 
+@dataclasses.dataclass
+class Row:
+    """One line of the table."""
+
+    fault: str
+    server: str
+    tally: Tally
+
+    def cells(self) -> list[str]:
+        t = self.tally
+        counts = [t.sent, len(t.running), len(t.lost) + len(t.wrong), len(t.twice)]
+        return [self.fault, self.server, *map(str, counts), *(f"{x * 1e3:.0f}" for x in (t.p50, t.p999, t.worst))]
+
+
+HEAD = [
+    "fault",
+    "server",
+    "requests",
+    "failed in a killed process",
+    "lost",
+    "served twice",
+    "p50 ms",
+    "p99.9 ms",
+    "worst ms",
+]
+BEGIN, END = "<!-- faults: begin, written by the long form of tests/faults -->", "<!-- faults: end -->"
+
+
+class Table:
+    """What the long form measures, printed at its end and written to docs/reliability.md with MWR_WRITE_DOCS."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def text(self) -> str:
+        order = list(dict.fromkeys(r.fault for r in self.rows))
+        rows = sorted(self.rows, key=lambda r: order.index(r.fault))
+        lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(r.cells() for r in rows)]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    def write(self) -> None:
+        path = product.ROOT / "docs" / "reliability.md"
+        before, begin, rest = path.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        assert begin and end, f"{path} has no place for the table"
+        day = datetime.date.today().isoformat()
+        head = f"Measured {day}, 8 clients, 2 processes of 5 threads, one machine with {os.cpu_count()} processors."
+        path.write_text(f"{before}{begin}\n{head}\n\n{self.text()}{end}{after}")
+
+
+_TABLE = Table()
+
+
+@pytest.fixture
+def table() -> Table:
+    """Where a long run leaves its figures."""
+    return _TABLE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any("test_table" in str(r.nodeid) for r in terminalreporter.stats.get("passed", [])):
+        terminalreporter.write("\n" + _TABLE.text())
+        if os.environ.get("MWR_WRITE_DOCS"):
+            _TABLE.write()
+
+
+@pytest.fixture
+def front_of() -> Iterator[Callable[..., Front]]:
+    """Makes a server of any kind, peers too: `front_of("gunicorn")`."""
+    made: list[Front] = []
+
+    def make(kind: str, **kw: object) -> Front:
+        one = {**fronts.KINDS, **fronts.PEERS}[kind](**kw)
+        made.append(one)
+        return one
+
+    yield make
+    _end(made)
+
+
 @pytest.fixture
 def front(run: Run) -> Iterator[Callable[..., OnApache]]:
     """Makes the server of this run: `front(options=…, config=…)`."""
@@ -48,6 +135,10 @@ def front(run: Run) -> Iterator[Callable[..., OnApache]]:
         return one
 
     yield make  # type: ignore[misc]
+    _end(made)
+
+
+def _end(made: list[Front]) -> None:
     faults = []
     for one in made:
         (one.scratch / "over").touch()
