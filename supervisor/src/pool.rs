@@ -340,6 +340,7 @@ impl Pool {
         }
         self.step_recycle(now, cx, &mut next);
         self.step_stuck(cx);
+        self.step_beats(now, cx, &mut next);
         self.step_demand(now, cx, &mut next);
         self.step_size(now, cx);
         if let Some(until) = self.backoff.until(now) {

@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The same for options below ten seconds.
 const QUICK_LOOK: Duration = Duration::from_millis(100);
 
+/// What a heartbeat may be late, beside deadlock-timeout.
+const BEATS: Duration = Duration::from_secs(3);
+
 /// One worker's own limits, jitter included, and what has been seen of it.
 #[derive(Debug, Clone, Default)]
 pub struct Lifetime {
@@ -28,6 +31,8 @@ pub struct Lifetime {
     next_look: Option<Instant>,
     /// Why it is to be replaced, in mod_wsgi's words for subscribers of `process_stopping`.
     pub due: Option<&'static str>,
+    /// The last heartbeat seen, and when.
+    beat: Option<(u64, Instant)>,
     /// What it has given up was the load of a script.
     pub slow_start: bool,
 }
@@ -174,6 +179,44 @@ impl Pool {
         self.make_due(slot, "deadlock_timeout", "its interpreter is deadlocked", cx);
         if self.workers.get(&slot).is_some_and(|w| matches!(w.state, State::Ready | State::Draining { .. })) {
             self.exit(slot, now, "deadlock_timeout");
+        }
+    }
+
+    /// A worker that does not even beat any more (stopped, or stuck in the kernel) for longer than deadlock-timeout is
+    /// replaced like one whose interpreter is deadlocked: its own watch cannot say so. Time in which this machine sleeps
+    /// does not count.
+    pub(crate) fn step_beats(&mut self, now: Instant, cx: &mut Context, next: &mut Instant) {
+        let limit = self.group.deadlines.deadlock;
+        if limit <= 0.0 {
+            return;
+        }
+        // Beats come once a second.
+        let limit = seconds(limit) + BEATS;
+        let mut silent = Vec::new();
+        for w in self.workers.values_mut().filter(|w| w.state == State::Ready) {
+            let beat = self.table.heartbeat(w.slot);
+            let since = match w.life.beat {
+                Some((seen, since)) if seen == beat => since,
+                _ => {
+                    w.life.beat = Some((beat, now));
+                    now
+                }
+            };
+            if now >= since + limit {
+                silent.push((w.slot, w.process.pid));
+            } else {
+                *next = (*next).min(since + limit);
+            }
+        }
+        for (slot, pid) in silent {
+            let seconds = limit.as_secs_f64();
+            let text = format!(
+                "MWR0318: worker {pid} of {} has given no sign of life for {seconds:.0} s (deadlock-timeout): it is \
+                 replaced, the requests in it are lost",
+                self.name()
+            );
+            cx.log.event(Level::Error, &text);
+            self.deadlocked(slot, now, cx);
         }
     }
 

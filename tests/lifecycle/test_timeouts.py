@@ -164,6 +164,21 @@ def test_deadlock(apache) -> None:
     assert not one.ready() & before
 
 
+def test_a_stopped_worker(apache) -> None:
+    """L4: a process that is stopped can say nothing of itself; it is replaced and killed, its requests get 502."""
+    one = server(apache, "deadlock-timeout=0.5 shutdown-timeout=0.5")
+    (victim,) = one.ready()
+    stuck = in_background(lambda: one.get("/wait?never", timeout=30))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    os.kill(victim, signal.SIGSTOP)
+    one.expect_log(f"MWR0318: worker {victim} ")
+    one.expect_log("MWR0309")
+    one.expect_log("MWR0207")
+    assert wait_until(lambda: stuck, 20)[0].status == 502
+    assert one.get("/").status == 200
+    assert victim not in one.ready()
+
+
 def test_a_slow_start_has_its_own_message(apache) -> None:
     """L4: startup-timeout counts from the start of the process; the message says so, requests get 503."""
     one = apache("WSGIDaemonProcess g processes=1 threads=3 startup-timeout=1\n" + ALIAS, start=False)
