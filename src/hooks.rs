@@ -274,7 +274,7 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let rt = Runtime { common, shadows, version: server_version(), spool_directory, ledger };
     let roll_all = first.settings.reload_all.unwrap_or(true);
     let (preload, log_level) = (runtime::preloads(&sites), log_level(main));
-    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level };
+    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves: false };
     rt.tell(&run_dir, wanted, std::io::stderr().as_fd()).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);
     let ending = pool.own(Ending(rt, Duration::from_secs_f64(longest + 1.0)));

@@ -196,6 +196,8 @@ pub struct Wanted {
     pub preload: Vec<Preload>,
     /// Least level the supervisor writes.
     pub log_level: Level,
+    /// This process ends and goes on as a fork of itself.
+    pub moves: bool,
 }
 
 impl Runtime {
@@ -236,11 +238,12 @@ impl Runtime {
     /// Sends the configuration with the current error log. Bounded: httpd serves nobody meanwhile.
     pub fn tell(&self, run_dir: &str, wanted: Wanted, error_log: BorrowedFd<'_>) -> Result<(), StartError> {
         let failed = |source| StartError::Tell { dir: run_dir.to_owned(), source };
-        let Wanted { server: (server_uid, server_gid), roll_all, groups, preload, log_level } = wanted;
+        let Wanted { server: (server_uid, server_gid), roll_all, groups, preload, log_level, moves } = wanted;
         let config =
             Config { secret: self.secret.clone(), server_uid, server_gid, roll_all, groups, preload, log_level };
         let mut stream = ControlStream::connect(self.dir.as_fd()).map_err(failed)?;
-        let message = ToSupervisor::Configure { build: env!("CARGO_PKG_VERSION").to_owned(), config: Box::new(config) };
+        let message =
+            ToSupervisor::Configure { build: env!("CARGO_PKG_VERSION").to_owned(), config: Box::new(config), moves };
         stream.send(&message, &[error_log]).map_err(failed)?;
         match stream.receive(Some(Duration::from_secs(2))).map_err(failed)?.0 {
             FromSupervisor::Accepted => {}

@@ -168,10 +168,6 @@ pub unsafe extern "C" fn init_module(cycle: *mut sys::ngx_cycle_t) -> sys::ngx_i
                     Ok(generation) => main.generation = Some(Rc::new(generation)),
                     Err(e) => log::write((*cycle).log, Level::Crit, &spoken(&e)),
                 }
-                if sys::ngx_process == sys::NGX_PROCESS_SINGLE as sys::ngx_uint_t && process::current().is_some() {
-                    // One process does everything, and init_process is not called again.
-                    serve(main);
-                }
             }
         }
         OK
@@ -218,7 +214,10 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     preloads.sort();
     preloads.dedup();
     let roll_all = main.settings.reload_all.unwrap_or(false);
-    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload: preloads, log_level: log_level(cycle) };
+    // SAFETY: a flag that nginx sets once it has become a daemon.
+    let moves = core.daemon != 0 && unsafe { sys::ngx_daemonized } == 0;
+    let (preload, log_level) = (preloads, log_level(cycle));
+    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves };
     runtime.tell(&run_dir, wanted, error_log(cycle)).map_err(|e| e.to_string())?;
     Ok(Generation { runtime, patience: longest + 1.0 })
 }

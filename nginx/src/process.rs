@@ -198,7 +198,7 @@ pub fn current() -> Option<&'static Process> {
 /// Largest frame kept for the next request.
 const KEPT: usize = 16 * 1024;
 
-/// Begins to serve requests of a generation, or goes on with a new one (`master_process off`).
+/// Begins to serve requests of a generation, once in the life of a process.
 pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
     generation.runtime.begin_child()?;
     let link = generation.runtime.shared_link().ok_or_else(|| std::io::Error::other("no link"))?;
@@ -233,10 +233,6 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
         frames: RefCell::default(),
     });
     process.watch_bell();
-    if let Some(old) = current() {
-        // Requests of the former configuration may still hold its parts: it stays in memory, without connections.
-        old.end();
-    }
     let process: &'static Process = Box::leak(process);
     PROCESS.0.set(process);
     Ok(())
@@ -426,7 +422,7 @@ impl Process {
         self.look_at_parked();
     }
 
-    /// Closes what is open; the process ends, or serves another generation.
+    /// Closes what is open: the process ends.
     pub fn end(&self) {
         self.groups.borrow().iter().for_each(|g| g.close_all());
         self.sent_timer.borrow_mut().stop();

@@ -183,7 +183,7 @@ impl Supervisor {
             return self.refuse(id, RefusedReason::Protocol, "only the server's parent may do this");
         }
         match message {
-            ToSupervisor::Configure { build, config } => {
+            ToSupervisor::Configure { build, config, moves } => {
                 if let Some(log) = c.channel.take_fd() {
                     self.cx.tell(&ToKeeper::Log, &[log.as_fd()]);
                     if let Err(e) = nix::unistd::dup2_stderr(&log) {
@@ -193,7 +193,7 @@ impl Supervisor {
                 if self.terminating {
                     return self.refuse(id, RefusedReason::Internal, "the supervisor is being ended");
                 }
-                match self.configure(id, pid, *config, &build, now) {
+                match self.configure(id, pid, *config, &build, moves, now) {
                     Ok(()) => self.answer(id, &FromSupervisor::Accepted),
                     Err(text) => {
                         self.cx.log.event(Level::Error, &format!("MWR0313: the configuration is refused: {text}"));
@@ -252,6 +252,7 @@ impl Supervisor {
         if let Some(c) = self.connections.get_mut(&id) {
             c.role = Role::Client(number);
         }
+        self.settle(master, pid);
         self.answer(id, &FromSupervisor::Registered { client: number })
     }
 

@@ -54,8 +54,18 @@ impl ProcessId {
     }
 }
 
+/// The parent of a running process.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    stat_field(pid, 0)?.parse().ok()
+}
+
 /// Start time of a running process, from field 22 of its stat file; `None` for one that has ended.
 fn start_time(pid: i32) -> Option<u64> {
+    stat_field(pid, 18)?.parse().ok()
+}
+
+/// A field of a running process's stat file, counted from the one behind its state.
+fn stat_field(pid: i32, n: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command in field 2 may contain anything, also parentheses and blanks.
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
@@ -63,7 +73,7 @@ fn start_time(pid: i32) -> Option<u64> {
     if state == "Z" || state == "X" {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(n).map(str::to_owned)
 }
 
 /// Key prefix of [`MasterRecord`]s: the keeper looks at these descriptors (a pidfd) to see whether a master lives.
@@ -79,6 +89,9 @@ pub const CLIENTS: &str = "clients";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MasterRecord {
     pub process: ProcessId,
+    /// The process it is now, where that is another.
+    #[serde(default)]
+    pub watched: Option<ProcessId>,
     /// Number of the current configuration; each Configure raises it.
     pub generation: u64,
     pub config: Config,

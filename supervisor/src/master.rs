@@ -75,7 +75,12 @@ pub enum Leaving {
 
 /// A server's parent process.
 pub struct Master {
+    /// What it is known by: the process that sent its first configuration.
+    pub id: ProcessId,
+    /// The process it is now.
     pub watched: Watched,
+    /// It may go on as a fork of `watched`, whose end then means nothing while the connection is open.
+    pub moves: bool,
     /// Number of its connection.
     pub connection: Option<u64>,
     pub generation: u64,
@@ -90,6 +95,11 @@ pub struct Master {
 }
 
 impl Master {
+    /// Whether its process has ended for good.
+    pub fn has_ended(&mut self) -> bool {
+        self.watched.has_ended() && !(self.moves && self.connection.is_some())
+    }
+
     /// The generation a secret belongs to.
     pub fn generation_of(&self, secret: &Secret) -> Option<u64> {
         if self.config.secret.matches(secret) {
@@ -116,8 +126,8 @@ impl Master {
     /// What the keeper holds of it.
     pub fn record(&self) -> MasterRecord {
         let former = self.former.iter().map(|(g, s, _)| (*g, s.clone())).collect();
-        let process = self.watched.process;
-        MasterRecord { process, generation: self.generation, config: (*self.config).clone(), former }
+        let (process, watched) = (self.id, Some(self.watched.process));
+        MasterRecord { process, watched, generation: self.generation, config: (*self.config).clone(), former }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Configurations, and the coming and going of servers and their processes.
 
 use crate::connections::Role;
-use crate::held::{MasterRecord, ProcessId};
+use crate::held::{MasterRecord, ProcessId, parent_of};
 use crate::master::{FORMER_TIME, Leaving, Master, RELOAD_TIME, Watched};
 use crate::pool::{Ending, Pool};
 use crate::supervise::Supervisor;
@@ -22,11 +22,13 @@ impl Supervisor {
         pid: i32,
         config: Config,
         build: &str,
+        moves: bool,
         now: Instant,
     ) -> Result<(), String> {
         self.check(&config)?;
         let watched = Watched::new(pid);
-        let process = watched.process;
+        let known = self.masters.values().find(|m| m.watched.process == watched.process);
+        let process = known.map_or(watched.process, |m| m.id);
         self.cx.log.set_level(config.log_level);
         (self.cx.server_uid, self.cx.server_gid) = (config.server_uid, config.server_gid);
         let config = Rc::new(config);
@@ -34,12 +36,15 @@ impl Supervisor {
             Some(m) => {
                 m.configure(config.clone(), now);
                 m.connection = Some(id);
+                m.moves = moves;
             }
             None => {
                 let (connection, expected, leaving) = (Some(id), None, None);
                 let (former, waiting) = (Vec::new(), Vec::new());
                 let config = config.clone();
-                let m = Master { watched, connection, generation: 1, config, former, expected, leaving, waiting };
+                let (id, generation) = (process, 1);
+                let m =
+                    Master { id, watched, moves, connection, generation, config, former, expected, leaving, waiting };
                 self.masters.insert(process, m);
             }
         }
@@ -95,12 +100,14 @@ impl Supervisor {
     }
 
     pub(crate) fn recover_master(&mut self, r: MasterRecord, pidfd: Option<OwnedFd>, now: Instant) {
-        let watched = Watched::recovered(r.process, pidfd);
+        let watched = Watched::recovered(r.watched.unwrap_or(r.process), pidfd);
         let former = r.former.into_iter().map(|(g, s)| (g, s, now)).collect();
         self.cx.log.set_level(r.config.log_level);
         (self.cx.server_uid, self.cx.server_gid) = (r.config.server_uid, r.config.server_gid);
         let m = Master {
+            id: r.process,
             watched,
+            moves: false,
             connection: None,
             generation: r.generation,
             config: Rc::new(r.config),
@@ -283,6 +290,19 @@ impl Supervisor {
         Ok(id)
     }
 
+    /// A process of a server has registered: a server that has moved is its parent.
+    pub(crate) fn settle(&mut self, master: ProcessId, child: i32) {
+        let Some(m) = self.masters.get_mut(&master).filter(|m| m.moves) else { return };
+        let Some(parent) = parent_of(child).filter(|p| *p > 1) else { return };
+        m.moves = false;
+        if m.watched.process.pid != parent {
+            m.watched = Watched::new(parent);
+            let text = format!("server {} goes on as {parent}", master.pid);
+            self.cx.log.event(Level::Info, &text);
+        }
+        self.hold_master(master);
+    }
+
     /// The server and generation a secret belongs to.
     pub(crate) fn find_secret(&self, secret: &Secret) -> Option<(ProcessId, u64)> {
         self.masters.iter().find_map(|(process, m)| Some((*process, m.generation_of(secret)?)))
@@ -406,7 +426,7 @@ impl Supervisor {
         let Some(m) = self.master_of(pid) else { return false };
         m.leaving = Some(Leaving::Stop);
         m.waiting.push(id);
-        let process = m.watched.process;
+        let process = m.id;
         if let Some(c) = self.connections.get_mut(&id)
             && c.role == Role::Visitor
         {
@@ -434,7 +454,7 @@ impl Supervisor {
         for (process, m) in &mut self.masters {
             let clients = registered(*process, &self.clients) || now < self.register_until;
             let overdue = m.expected.is_some_and(|e| now >= e) && !clients;
-            if m.leaving.is_none() && (m.watched.has_ended() || overdue) {
+            if m.leaving.is_none() && (m.has_ended() || overdue) {
                 let most = m.config.groups.iter().map(|g| g.graceful_timeout).fold(0.0, f64::max);
                 m.leaving = Some(Leaving::Gone { until: now + seconds(most) });
                 let text = format!("server {} has gone", process.pid);

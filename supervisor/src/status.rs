@@ -15,7 +15,7 @@ pub fn status(s: &Supervisor, now: Instant) -> Value {
         .masters
         .values()
         .map(|m| {
-            let clients = s.clients.values().filter(|c| c.master == m.watched.process).count();
+            let clients = s.clients.values().filter(|c| c.master == m.id).count();
             let state = match m.leaving {
                 None => "serving",
                 Some(Leaving::Stop) => "stopping",

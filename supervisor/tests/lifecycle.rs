@@ -142,7 +142,8 @@ impl House {
     }
 
     fn configure(&mut self, groups: Vec<Group>) {
-        let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(self.config(groups)) };
+        let message =
+            ToSupervisor::Configure { build: "test".into(), config: Box::new(self.config(groups)), moves: false };
         let mut channel = self.connect();
         channel.send(&message, &[self.log_file().as_fd()]).unwrap();
         assert!(matches!(receive(&mut channel), Some(FromSupervisor::Accepted)));
@@ -527,7 +528,8 @@ fn all_ends_when_the_server_is_killed() {
     let mut server = Command::new("/usr/bin/python3");
     server.args(["-c", program]).arg(h.dir.join("run/ctl.sock")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = server.spawn().unwrap();
-    let message = ToSupervisor::Configure { build: "test".into(), config: Box::new(h.config(vec![group])) };
+    let message =
+        ToSupervisor::Configure { build: "test".into(), config: Box::new(h.config(vec![group])), moves: false };
     let bytes = mod_wsgi_wire::control::encode(&message).unwrap();
     std::io::Write::write_all(&mut server.stdin.take().unwrap(), &bytes).unwrap();
     let worker = h.one_ready(0);

@@ -32,6 +32,8 @@ class Nginx(Apache):
         super().__init__(config, **kw)  # type: ignore[arg-type]
         self.in_server, self.main, self.workers, self.daemon = server, main, workers, daemon
         self.http_config = http_config
+        #: `master_process off`: nothing is said of worker processes
+        self.single = False
         self.log = Oracle(self.error_log, self.stderr_log, harmless=r"is buffered to a temporary file")
         self.stderr_log.touch()
 
@@ -113,7 +115,8 @@ class Nginx(Apache):
 
     def _resumed(self) -> int:
         self.log.poll()
-        return sum("start worker processes" in line.text for line in self.log.all)
+        said = "using the" if self.single else "start worker processes"
+        return sum(said in line.text for line in self.log.all)
 
     def graceful(self, deadline: float = 30.0) -> None:
         """Reload; returns when the new workers have been started."""

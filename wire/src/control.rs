@@ -196,8 +196,15 @@ pub struct Config {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum ToSupervisor {
     /// The server's parent: serve this configuration. Descriptors: [error log]. Answer: `Accepted`.
-    /// The connection then stays open for as long as that configuration is current.
-    Configure { build: String, config: Box<Config> },
+    /// The connection then stays open for as long as that configuration is current. `moves`: the sender may end and go on
+    /// as a fork of itself that keeps the connection (nginx becoming a daemon); the parent of the first process that
+    /// registers is it.
+    Configure {
+        build: String,
+        config: Box<Config>,
+        #[serde(default)]
+        moves: bool,
+    },
     /// The parent's pool of this generation is going away; a `Configure` will follow on a new connection.
     Reloading,
     /// The parent ends: drain, stop, end. Answer: `Stopped` (or end of file) when every worker has gone.

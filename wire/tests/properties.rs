@@ -455,7 +455,11 @@ prop_compose! {
 
 fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
     prop_oneof![
-        (".{0,9}", configs()).prop_map(|(build, c)| ToSupervisor::Configure { build, config: Box::new(c) }),
+        (".{0,9}", configs(), any::<bool>()).prop_map(|(build, c, moves)| ToSupervisor::Configure {
+            build,
+            config: Box::new(c),
+            moves
+        }),
         Just(ToSupervisor::Reloading),
         Just(ToSupervisor::Stop),
         (".{0,9}", any::<u16>())

@@ -329,7 +329,8 @@ fn controls() -> Vec<Seed> {
         preload: vec![preload()],
         log_level: Level::Warn,
     };
-    let configure = control::encode(&ToSupervisor::Configure { build: "0.1.0".into(), config: Box::new(config) });
+    let configure =
+        control::encode(&ToSupervisor::Configure { build: "0.1.0".into(), config: Box::new(config), moves: false });
     let configure = configure.unwrap();
     let ask = ToSupervisor::Table { secret: secret(), group: "blog".into(), application: "host|/x".into() };
     let table = FromSupervisor::Table { token: secret(), slots: 8, threads: 15, rows: 65 };

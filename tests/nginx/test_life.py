@@ -1,0 +1,202 @@
+"""nginx's own ways of starting, reloading and ending, with the same supervisor and workers behind them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from harness import inspect
+from harness.nginx import Nginx
+from harness.wait import wait_until
+
+SITE = "location / { wsgi_script {apps}/inspect.wsgi; wsgi_process_group blog; }"
+GROUP = "wsgi_daemon_process blog processes=2 threads=5;"
+
+
+class Load:
+    """Clients that ask without a pause; every answer is kept."""
+
+    def __init__(self, server: Nginx, clients: int = 4):
+        self.server, self.statuses, self._stop = server, [], threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.statuses.append(self.server.get("/").status)
+            except OSError as e:
+                self.statuses.append(repr(e))
+
+    def __enter__(self) -> Load:
+        for t in self._threads:
+            t.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for t in self._threads:
+            t.join()
+
+    def lost(self) -> list[object]:
+        return [s for s in self.statuses if s != 200]
+
+
+def test_as_a_daemon(nginx: Callable[..., Nginx]) -> None:
+    """N9: the process that starts the supervisor ends when nginx becomes a daemon; the workers stay, a reload reaches
+    them, and a stop ends them."""
+    server = nginx(SITE, http_config=GROUP, daemon=True)
+    server.log.wait("goes on as")
+    pid = inspect.look(server)["pid"]
+    server.reload()
+    assert inspect.look(server)["pid"] in {p.pid for p in server.processes()}
+    assert pid in {p.pid for p in server.processes()}, "nothing has changed: the workers stay"
+    server.stop()
+
+
+def test_reload_keeps_workers_and_loses_nothing(nginx: Callable[..., Nginx]) -> None:
+    """N9, N17: reloads under load lose no request and, where no setting has changed, replace no worker."""
+    server = nginx(SITE, http_config=GROUP)
+    server.allow_log("open socket|aio")
+    before = {inspect.look(server)["pid"] for _ in range(10)}
+    with Load(server) as load:
+        for _ in range(3):
+            server.reload()
+            wait_until(lambda: len(server.server_processes()) >= 2, 10)
+    assert len(load.statuses) > 100 and not load.lost()
+    assert {inspect.look(server)["pid"] for _ in range(10)} <= before | {p.pid for p in server.processes()}
+    assert inspect.look(server)["pid"] in before
+
+
+def test_reload_replaces_what_has_changed(nginx: Callable[..., Nginx]) -> None:
+    """N9: a changed group gets new workers, under load, without a lost request."""
+    server = nginx(SITE, http_config="wsgi_daemon_process blog processes=1 threads=3 env=MWR_V=1;")
+    assert inspect.look(server)["environ"]["MWR_V"] == "1"
+    server.http_config = "wsgi_daemon_process blog processes=1 threads=6 env=MWR_V=2;"
+    server.write_config()
+    with Load(server) as load:
+        server.reload()
+        wait_until(lambda: inspect.look(server)["environ"]["MWR_V"] == "2", 15)
+    assert not load.lost()
+
+
+def test_a_touched_script_is_loaded_anew(nginx: Callable[..., Nginx]) -> None:
+    """N2: wsgi_script_reloading, under load, without a lost request."""
+    text = "def application(e, s):\n    s('200 OK', [])\n    return [b'%s']\n"
+    server = nginx("location / { wsgi_script {apps}/v.wsgi; }", start=False)
+    server.write("v.wsgi", text % "one")
+    server.start()
+    assert server.get().text == "one"
+    with Load(server) as load:
+        server.write("v.wsgi", text % "two")
+        wait_until(lambda: server.get().text == "two", 15)
+    assert not load.lost()
+
+
+def test_without_a_supervisor_nginx_goes_on(nginx: Callable[..., Nginx]) -> None:
+    """N9: a start of ours that fails ends no master; requests get 503 until a reload mends it."""
+    server = nginx(SITE, http_config=GROUP + "wsgi_supervisor /nowhere/mod-wsgi-rs;", start=False)
+    server.allow_log("MWR0110|MWR0210")
+    server.start()
+    assert server.get().status == 503
+    server.http_config = GROUP
+    server.write_config()
+    server.reload()
+    wait_until(lambda: server.get().status == 200, 15)
+    server.log.begin()
+
+
+def test_one_process_for_everything(nginx: Callable[..., Nginx]) -> None:
+    """N9: `master_process off` serves and ends as ever (a reload is beyond nginx itself then: it serves nobody after)."""
+    server = nginx(SITE, http_config=GROUP, main="master_process off;", start=False)
+    server.single = True
+    server.start()
+    assert inspect.look(server)["pid"] in {p.pid for p in server.processes()}
+    seen = server.processes()
+    server.stop()
+    assert not [p for p in seen if p.alive()]
+
+
+WAITS = """
+import os, time
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    name = environ["QUERY_STRING"]
+    if name:
+        open("{scratch}/" + name, "w").write(str(os.getpid()))
+        while not os.path.exists("{scratch}/go-" + name):
+            time.sleep(0.005)
+    return [str(os.getpid()).encode()]
+"""
+
+
+def test_a_stuck_worker_does_not_hold_what_others_can_run(nginx: Callable[..., Nginx]) -> None:
+    """N8: requests that wait for a stopped worker are recalled and run elsewhere, also a POST, exactly once."""
+    server = nginx(
+        "location / { wsgi_script {apps}/waits.wsgi; wsgi_process_group blog; }",
+        http_config="wsgi_daemon_process blog processes=2 threads=2;",
+        workers=1,
+        start=False,
+    )
+    server.write("waits.wsgi", WAITS)
+    server.start()
+    server.allow_log("MWR03")
+    pids = set()
+    wait_until(lambda: (pids.add(server.get().text), len(server.log.find("is ready after")) >= 2)[1], 10)
+    stopped = int(pids.pop())
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        answers = [server.get(method="POST", body=b"x", timeout=10) for _ in range(20)]
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert {a.status for a in answers} == {200} and str(stopped) not in {a.text for a in answers}
+
+
+def test_a_full_queue_is_503(nginx: Callable[..., Nginx]) -> None:
+    """N13: beyond threads and queue-limit 503 with Retry-After; the others are answered."""
+    server = nginx(
+        "location / { wsgi_script {apps}/waits.wsgi; wsgi_process_group one; }",
+        http_config="wsgi_daemon_process one processes=1 threads=1 queue-limit=1;",
+        workers=1,
+        start=False,
+    )
+    server.write("waits.wsgi", WAITS)
+    server.start()
+    assert server.get().status == 200
+    server.expect_log("MWR0205")
+    answers: list[int] = []
+    first = threading.Thread(target=lambda: answers.append(server.get("/?a").status))
+    first.start()
+    wait_until(lambda: (server.scratch / "a").exists(), 10)
+    with server.connect() as c:
+        # one nginx process takes requests in the order they come
+        c.send(b"GET /?b HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        refused = server.get()
+        assert refused.status == 503 and refused.header("Retry-After") == "1"
+        for n in ("a", "b"):
+            (server.scratch / f"go-{n}").touch()
+        first.join(10)
+        assert answers == [200] and c.response("GET").status == 200
+
+
+def test_a_client_that_leaves_costs_no_row(nginx: Callable[..., Nginx]) -> None:
+    """N8: a request that waits when its client leaves is taken back, and never runs."""
+    server = nginx(
+        "location / { wsgi_script {apps}/waits.wsgi; wsgi_process_group one; }",
+        http_config="wsgi_daemon_process one processes=1 threads=1;",
+        start=False,
+    )
+    server.write("waits.wsgi", WAITS)
+    server.start()
+    answers: list[int] = []
+    first = threading.Thread(target=lambda: answers.append(server.get("/?a").status))
+    first.start()
+    wait_until(lambda: (server.scratch / "a").exists(), 10)
+    with server.connect() as c:
+        c.send(b"GET /?b HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    server.log.wait("client prematurely closed connection")
+    (server.scratch / "go-a").touch()
+    first.join(10)
+    assert answers == [200] and server.get().status == 200
+    assert not (server.scratch / "b").exists()
