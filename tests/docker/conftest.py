@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import docker
+from harness import docker, product
 from harness.docker import Container
 
 HERE = pathlib.Path(__file__).parent
@@ -72,5 +73,19 @@ def probe(apache: str) -> Iterator[str]:
     tag = f"mwr-test-{uuid.uuid4().hex[:12]}:probe"
     files = docker.tree(HERE / "apps" / "probe")
     docker.build(tag, {**files, "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n'})
+    yield tag
+    docker.run("rmi", "-f", tag, status=None)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The official image where it can be had, else a stand-in."""
+    official = "postgres:17-bookworm"
+    done = subprocess.run([docker.DOCKER, "image", "inspect", official], capture_output=True)
+    if done.returncode == 0:
+        yield official
+        return
+    tag = f"mwr-test-{uuid.uuid4().hex[:12]}:postgres"
+    docker.build(tag, docker.tree(product.TESTS / "docker" / "apps" / "postgres"))
     yield tag
     docker.run("rmi", "-f", tag, status=None)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,20 +27,6 @@ def compose() -> list[str]:
     if not old:
         pytest.skip("neither docker compose nor docker-compose is installed")
     return [old]
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The official image where it can be had, else a stand-in."""
-    official = "postgres:17-bookworm"
-    done = subprocess.run([docker.DOCKER, "image", "inspect", official], capture_output=True)
-    if done.returncode == 0:
-        yield official
-        return
-    tag = f"mwr-test-{uuid.uuid4().hex[:12]}:postgres"
-    docker.build(tag, docker.tree(product.TESTS / "docker" / "apps" / "postgres"))
-    yield tag
-    docker.run("rmi", "-f", tag, status=None)
 
 
 @pytest.mark.timeout(600)

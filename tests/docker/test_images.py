@@ -187,3 +187,19 @@ def test_hook_build_and_project(onbuild: str, image: str, start) -> None:
     files[".mod-wsgi-rs/build"] = "#!/bin/sh\necho no assets >&2\nexit 4\n"
     said = docker.build(image, files, status=1)
     assert "no assets" in said and "hook .mod-wsgi-rs/build ended with status 4" in said
+
+
+@pytest.mark.long
+def test_worker_out_of_memory(probe: str, start) -> None:
+    """D15: a worker that reaches the container's limit is ended by the kernel: its client gets an error, the site goes on."""
+    options = ("--memory", "200m", "--memory-swap", "200m", "-e", "MOD_WSGI_RS_MAX_RSS=0")
+    c = start(probe, options=options).ready()
+    worker = json.loads(c.get().body)["pid"]
+    answer = c.get("/eat?mib=400", timeout=60)
+    assert answer.status == 502, answer.text
+    wait_until(lambda: c.get().status == 200, 30, "the site answers again", interval=0.2)
+    assert json.loads(c.get().body)["pid"] != worker
+    state = c.state()
+    assert state["Running"] and state["Pid"]
+    said = [line for line in c.logs().splitlines() if f"worker {worker}" in line and "signal 9" in line]
+    assert said, c.logs()

@@ -1,0 +1,86 @@
+"""What is in the images: size, no compiler, the list of parts, the same list of files again (D1, D4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+
+import pytest
+
+from harness import docker, product
+
+pytestmark = pytest.mark.long
+
+
+def size(image: str) -> int:
+    return int(docker.run("image", "inspect", "-f", "{{.Size}}", image))
+
+
+def files(image: str) -> list[str]:
+    """Path, type, mode and owner of everything in it."""
+    script = (
+        "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -printf '%p %y %m %U:%G %l\\n'"
+    )
+    return sorted(docker.run("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", script).splitlines())
+
+
+def test_size_and_no_compiler(apache: str, suite: str) -> None:
+    """D1: at most 1.3 times Debian slim with the same server and Python; no compiler, no pip, OCI labels."""
+    plain = f"mwr-test-{uuid.uuid4().hex[:12]}:plain"
+    line = "apt-get update -q && apt-get install -q -y --no-install-recommends apache2-bin ca-certificates python3"
+    docker.build(
+        plain, {"Dockerfile": f"FROM debian:{suite}-slim\nRUN {line} && rm -rf /var/lib/apt/lists/* /var/cache/apt/*\n"}
+    )
+    try:
+        ratio = size(apache) / size(plain)
+    finally:
+        docker.run("rmi", "-f", plain, status=None)
+    print(f"size {size(apache) / 1e6:.0f} MB, {ratio:.2f} of Debian with Apache and Python")
+    assert ratio <= 1.3
+    script = "for p in cc gcc c++ make cargo pip pip3; do ! command -v $p || exit 1; done"
+    docker.run("run", "--rm", "--entrypoint", "sh", apache, "-c", script)
+    labels = json.loads(docker.run("image", "inspect", "-f", "{{json .Config.Labels}}", apache))
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.version"] not in ("", "0")
+
+
+def test_list_of_parts(apache: str) -> None:
+    """D4: the list names Debian's packages, crates and Python packages, and is the same again."""
+    command = [str(product.ROOT / "docker" / "sbom.py"), apache]
+    run = lambda: subprocess.run(command, env={**os.environ, "DOCKER": docker.DOCKER}, capture_output=True, text=True)
+    first = run()
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    purls = [c["purl"] for c in document["components"]]
+    assert document["bomFormat"] == "CycloneDX" and len(set(purls)) == len(purls)
+    for start in (
+        "pkg:deb/debian/apache2-bin@",
+        "pkg:deb/debian/libc6@",
+        "pkg:cargo/serde_json@",
+        "pkg:cargo/mod-wsgi-core@",
+    ):
+        assert any(p.startswith(start) for p in purls), start
+    # Tools of the build are no part of it.
+    assert not any(p.startswith(("pkg:cargo/bindgen@", "pkg:cargo/proptest@")) for p in purls)
+    assert run().stdout == first.stdout
+
+
+@pytest.mark.timeout(900)
+def test_same_files_again(apache: str, suite: str) -> None:
+    """D4: built again from the same inputs, without any cache, the image has the same list of files."""
+    again = f"mwr-test-{uuid.uuid4().hex[:12]}:again"
+    subprocess.run(
+        [
+            *(docker.DOCKER, "build", "--no-cache", "-q", "-t", again),
+            *("--build-arg", f"BASE=debian:{suite}-slim", str(product.ROOT / "docker" / "apache")),
+        ],
+        env={**os.environ, **docker.BUILDKIT},
+        check=True,
+        capture_output=True,
+    )
+    try:
+        assert files(again) == files(apache)
+    finally:
+        docker.run("rmi", "-f", again, status=None)
