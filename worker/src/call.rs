@@ -133,7 +133,12 @@ impl Call {
     }
 
     fn data(&self, py: Python<'_>) -> Py<PyDict> {
-        lock(&self.data).get_or_insert_with(|| PyDict::new(py).unbind()).clone_ref(py)
+        if let Some(data) = &*lock(&self.data) {
+            return data.clone_ref(py);
+        }
+        // Not under the lock: an object that is made can start the collector, and with it code that asks for this too.
+        let made = PyDict::new(py).unbind();
+        lock(&self.data).get_or_insert(made).clone_ref(py)
     }
 
     /// Whether the head has been sent.
