@@ -8,17 +8,34 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::{Pid, test_kill_process};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 /// Processes with a cell of their own; beyond them processes share the last cell, whose bytes are not given back when
 /// one of them is killed.
 const CELLS: usize = 4096;
+
+/// The pid of a cell that is being freed; no process has it.
+const BURIED: u32 = u32::MAX;
 
 /// Zeroed memory is a valid free cell.
 struct Cell {
     /// 0 = free.
     pid: AtomicU32,
     bytes: AtomicU64,
+}
+
+impl Cell {
+    /// Frees the cell of `pid`, which counts in it no more. Of several processes that try, one does it: another would
+    /// wipe what the next owner has counted meanwhile.
+    fn free(&self, pid: u32) {
+        if self.pid.compare_exchange(pid, BURIED, AcqRel, Relaxed).is_ok() {
+            self.bytes.store(0, Relaxed);
+            // Last: from here on another process may count in it.
+            self.pid.store(0, Release);
+        }
+    }
 }
 
 /// The bytes of all processes of one generation of the server.
@@ -45,8 +62,12 @@ impl Ledger {
     fn mine(&self) -> &Cell {
         let index = *self.mine.get_or_init(|| {
             let pid = std::process::id();
-            let free = |c: &Cell| c.pid.compare_exchange(0, pid, Relaxed, Relaxed).is_ok();
+            let free = |c: &Cell| c.pid.compare_exchange(0, pid, Acquire, Relaxed).is_ok();
             let own = &self.cells[..CELLS - 1];
+            // Left by a dead process whose number this one has got: nobody would ever find it dead again.
+            for c in own.iter().filter(|c| c.pid.load(Relaxed) == pid) {
+                c.free(pid);
+            }
             own.iter()
                 .position(free)
                 .or_else(|| {
@@ -66,11 +87,12 @@ impl Ledger {
     fn bury(&self) {
         for c in &self.cells[..CELLS - 1] {
             let pid = c.pid.load(Relaxed);
+            if pid == 0 || pid == BURIED {
+                continue;
+            }
             let gone = Pid::from_raw(pid as i32).is_some_and(|p| test_kill_process(p) == Err(Errno::SRCH));
             if gone {
-                c.bytes.store(0, Relaxed);
-                // Last: from here on another process may count in it.
-                let _ = c.pid.compare_exchange(pid, 0, Relaxed, Relaxed);
+                c.free(pid);
             }
         }
     }
@@ -78,6 +100,10 @@ impl Ledger {
 
 impl Account for Ledger {
     fn reserve(&self, bytes: u64) -> bool {
+        if bytes > self.limit {
+            // Not to be added even for a moment: such a sum could pass the largest number, and begin again at zero.
+            return false;
+        }
         let cell = self.mine();
         // Counted first: of two that come at once, both may be refused, but the limit holds.
         cell.bytes.fetch_add(bytes, Relaxed);
@@ -112,6 +138,59 @@ impl Drop for Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_huge_length_beside_others_is_refused() {
+        let ledger = Ledger::new(100).unwrap();
+        // What another thread has added and not taken back yet.
+        ledger.mine().bytes.store(1 << 63, Relaxed);
+        assert!(!ledger.reserve(1 << 63));
+        assert_eq!(ledger.total(), 1 << 63);
+    }
+
+    #[test]
+    fn a_pid_that_comes_again_does_not_keep_the_bytes_of_the_dead() {
+        let ledger = Ledger::new(100).unwrap();
+        ledger.cells[7].pid.store(std::process::id(), Relaxed);
+        ledger.cells[7].bytes.store(90, Relaxed);
+        assert!(ledger.reserve(50));
+        assert_eq!(ledger.total(), 50);
+    }
+
+    #[test]
+    fn a_cell_is_freed_by_one_of_many() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let dead = child.id();
+        child.wait().unwrap();
+        let ledger = Ledger::new(u64::MAX).unwrap();
+        let cell = &ledger.cells[0];
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        ledger.bury();
+                    }
+                });
+            }
+            let own = std::process::id();
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
+            let mut wiped = 0;
+            while std::time::Instant::now() < until {
+                // The next owner takes the cell as soon as it is free, and counts.
+                while cell.pid.compare_exchange(0, own, Acquire, Relaxed).is_err() {
+                    std::hint::spin_loop();
+                }
+                cell.bytes.fetch_add(5, Relaxed);
+                std::thread::yield_now();
+                wiped += u32::from(cell.bytes.load(Relaxed) != 5);
+                cell.bytes.store(9, Relaxed);
+                cell.pid.store(dead, Release);
+            }
+            stop.store(true, Relaxed);
+            assert_eq!(wiped, 0);
+        });
+    }
 
     #[test]
     fn the_limit_holds_for_all_and_a_dead_process_gives_back() {
