@@ -10,6 +10,7 @@ use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_wire::decode::{self, Response};
 use mod_wsgi_wire::encode::{RowRef, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level};
+use mod_wsgi_wire::limits::MAX_FILES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Exchange {
     reused: bool,
     ended: bool,
     done: bool,
+    /// FILE frames so far.
+    files: u32,
 }
 
 /// One thing that came from the worker.
@@ -152,7 +155,7 @@ pub fn begin(
                 continue;
             }
         };
-        let mut x = Exchange { pool: pool.clone(), conn, lease, reused, ended: false, done: false };
+        let mut x = Exchange { pool: pool.clone(), conn, lease, reused, ended: false, done: false, files: 0 };
         match x.deliver(out, client, inbox, started)? {
             Sent::Answering => return Ok(x),
             // At most once for each slot: its other idle connections go too.
@@ -420,6 +423,9 @@ impl Exchange {
             Kind::Response => Event::Response(decode::response(payload).map_err(wrong)?),
             Kind::Data => Event::Data(payload),
             Kind::File => {
+                if self.files >= MAX_FILES {
+                    return Err(broken(format!("more than {MAX_FILES} files in one response")));
+                }
                 let (offset, len) = decode::file(payload).map_err(wrong)?;
                 let fd = fd.ok_or_else(|| broken("FILE without a descriptor".to_owned()))?;
                 let fd = checked_file(fd, offset, len).map_err(|e| broken(e.to_string()))?;
@@ -434,6 +440,7 @@ impl Exchange {
             Kind::End | Kind::Done => Event::Mark,
             kind => return Err(broken(format!("unexpected {kind:?}"))),
         };
+        self.files += u32::from(h.kind == Kind::File);
         self.ended |= h.is_end();
         self.done |= h.is_done();
         Ok(event)

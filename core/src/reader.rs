@@ -57,11 +57,21 @@ pub struct Reader {
     head: bool,
     ended: bool,
     done: bool,
+    /// FILE frames so far.
+    files: u32,
 }
 
 impl Default for Reader {
     fn default() -> Reader {
-        Reader { state: State::Header, part: Vec::new(), text: Vec::new(), head: false, ended: false, done: false }
+        Reader {
+            state: State::Header,
+            part: Vec::new(),
+            text: Vec::new(),
+            head: false,
+            ended: false,
+            done: false,
+            files: 0,
+        }
     }
 }
 
@@ -186,6 +196,10 @@ impl Reader {
     fn small(&mut self, h: &Header, payload: &[u8]) -> Result<Item, Error> {
         Ok(match h.kind {
             Kind::File => {
+                self.files += 1;
+                if self.files > limits::MAX_FILES {
+                    return Err(Error::Unexpected { kind: h.kind });
+                }
                 let (offset, len) = decode::file(payload)?;
                 Item::File { offset, len }
             }
@@ -337,6 +351,20 @@ mod tests {
         r.begin(&out).unwrap();
         assert_eq!(r.next(&done).unwrap(), (8, Item::Mark));
         assert!(unexpected(&mut r, &done), "after DONE");
+    }
+
+    #[test]
+    fn files_without_end_are_refused() {
+        let mut out = Vec::new();
+        head(&mut out, b"", 0);
+        let mut r = Reader::default();
+        let Begin::Head(..) = r.begin(&out).unwrap() else { panic!() };
+        let mut file = Vec::new();
+        encode::file(&mut file, 0, 1, 0);
+        for _ in 0..limits::MAX_FILES {
+            assert!(r.next(&file).is_ok());
+        }
+        assert!(matches!(r.next(&file), Err(Error::Unexpected { kind: Kind::File })));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub const MAX_KEY: usize = 8 * 1024;
 pub const MAX_INLINE_BODY: usize = 64 * 1024;
 /// Largest payload of DATA and BODY, bytes; encoders split what is longer.
 pub const MAX_DATA: usize = 64 * 1024;
+/// Most FILE frames of one response: the server keeps each descriptor until the client has the response.
+pub const MAX_FILES: u32 = 16;
 /// Largest encoded head (status and headers) of a RESPONSE, bytes.
 pub const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 /// Largest number of header fields of a RESPONSE.
