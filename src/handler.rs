@@ -139,7 +139,8 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
     let body = match upload::announced(r) {
         Err(status) => return Ok(c_int::from(status)),
         Ok(None) => upload::Received::Nothing,
-        Ok(Some(expected)) if !route.buffering => upload::Received::Streamed(expected),
+        // What a filter makes of the body has another length than announced, which is known at its end alone.
+        Ok(Some(expected)) if !route.buffering && !r.filters_body() => upload::Received::Streamed(expected),
         Ok(Some(expected)) => {
             // Refused before a byte of the body is read, or 100 Continue is sent.
             let pool = link.pool(&route.group, &route.application, route.limits)?;
@@ -172,7 +173,8 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
         _ => None,
     };
     let begun = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox);
-    if begun.is_err() && feed.as_ref().is_some_and(Feed::leaves_much) {
+    if begun.is_err() && feed.is_some() {
+        // httpd would ask for the body, and read it, before it sends the error.
         r.close_after();
     }
     reply::send(r, begun?, &mut scratch.inbox, feed, runtime.store(), route.error_override)

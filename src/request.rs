@@ -364,6 +364,12 @@ impl<'r> Request<'r> {
         unsafe { sys::mwr_enable_sendfile(self.raw) != 0 }
     }
 
+    /// A filter other than those of the protocol stands between the client and who reads the body (SetInputFilter).
+    pub fn filters_body(&self) -> bool {
+        // SAFETY: a live, null-terminated chain; each filter has its record.
+        std::iter::successors(unsafe { self.rec().input_filters.as_ref() }, |f| unsafe { f.next.as_ref() })
+            .any(|f| unsafe { (*f.frec).ftype } < sys::AP_FTYPE_PROTOCOL)
+    }
     pub fn input_filters(&self) -> *mut sys::ap_filter_t {
         self.rec().input_filters
     }

@@ -96,6 +96,10 @@ pub fn send(
     error_pages: bool,
 ) -> Result<c_int, RequestError> {
     let told = answer(r, &mut x, inbox, &mut feed, store, error_pages);
+    if feed.as_ref().is_some_and(Feed::is_unread) && !matches!(told, Ok(Told::Status(OK) | Told::Instead(_))) {
+        // httpd would read the rest before it sends the error, which the client may be waiting for.
+        r.close_after();
+    }
     let reusable = feed.is_none_or(|mut f| f.settle(&x));
     if reusable {
         x.release(inbox);
@@ -605,7 +609,8 @@ impl<'r> Output<'r> {
             return status;
         }
         self.r.set_no_cache();
-        let by_close = self.r.proto_num() < 1001 && self.framer.content_length().is_none();
+        // A filter that changes the body (mod_deflate) has taken the length away.
+        let by_close = self.r.proto_num() < 1001 && self.r.headers_out().get(c"Content-Length").is_none();
         if by_close {
             // The end of such a body is the end of the connection: only a reset tells the two apart.
             if let Some(fd) = self.r.client_socket() {

@@ -37,10 +37,12 @@ def test_error_document_after_a_post() -> None:
 
 
 @pytest.mark.ours
-def test_inflated_body() -> None:
-    """R10: a filter that changes a body's length: the application gets what came out of it, and its length."""
+@pytest.mark.parametrize("buffering", ["On", "Off"])
+def test_inflated_body(buffering: str) -> None:
+    """R10, W5: a filter that changes a body's length: the application gets what came out of it, and its length, also
+    where bodies are streamed otherwise."""
     apache = Apache(
-        "WSGIDaemonProcess g\nWSGIProcessGroup g\nWSGIApplicationGroup %{GLOBAL}\n"
+        f"WSGIDaemonProcess g request-buffering={buffering}\nWSGIProcessGroup g\nWSGIApplicationGroup %{{GLOBAL}}\n"
         "WSGIScriptAlias / {apps}/site/app.wsgi\nSetInputFilter DEFLATE",
         modules=["deflate"],
     )
