@@ -52,7 +52,9 @@ class Row:
     def cells(self) -> list[str]:
         t = self.tally
         counts = [t.sent, len(t.running), len(t.lost) + len(t.wrong), len(t.twice)]
-        return [self.fault, self.server, *map(str, counts), *(f"{x * 1e3:.0f}" for x in (t.p50, t.p999, t.worst))]
+        # without a single right answer there is no latency
+        times = [f"{x * 1e3:.0f}" for x in (t.p50, t.p999, t.worst)] if t.worst else ["-"] * 3
+        return [self.fault, self.server, *map(str, counts), *times]
 
 
 HEAD = [
