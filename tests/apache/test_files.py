@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import http, product
+from harness import http, log, product
 from harness.apache import Apache, running
 from harness.wait import wait_until
 
@@ -59,7 +59,7 @@ def mount(request: pytest.FixtureRequest) -> str:
 
 
 def allow_break(server: Apache) -> None:
-    server.allow_log(r"deliberate|Traceback|File |Error|MWR0\d{3}|WSGI\d{4}|AH\d{5}|  \S")
+    server.allow_log(log.CUT)
 
 
 def own(path: pathlib.Path) -> pathlib.Path:

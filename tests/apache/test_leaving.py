@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -111,6 +112,17 @@ def test_in_the_answer(server: Apache, how: str) -> None:
         assert c.head().status == 200
         assert c.read_chunk()
     noted(server, f"{how} closed" if how == "stream" else f"{how} OSError 32")
+    becomes(server, "main", (0, 0))
+
+
+def test_half_closed_in_the_answer(server: Apache) -> None:
+    """W11: a client that reads nothing and closes its direction has left, although its socket takes no bytes."""
+    before = temporary_files(server)
+    with http.Connection(server.port) as c:
+        c.send(http.build("GET", "/stream?stalled"))
+        wait_until(lambda: temporary_files(server) > before, 20, "the answer is kept for a slow client")
+        c.sock.shutdown(socket.SHUT_WR)
+        noted(server, "stalled closed")
     becomes(server, "main", (0, 0))
 
 
@@ -234,5 +246,40 @@ def test_a_held_group_does_not_hold_others(apache: Callable[..., Apache]) -> Non
             for c in waiting:
                 c.close()
             becomes(server, "main", (0, 1), 2)
+        (server.scratch / "gate").touch()
+        assert first.response().text == "held"
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_full_group_asks_for_no_body(apache: Callable[..., Apache], buffering: str) -> None:
+    """W4, W5, DESIGN 4.1: a full group refuses an upload before it reads a byte of it, and before `100 Continue`; the
+    client need not send it for the sake of the connection."""
+    options = f"processes=1 threads=1 queue-limit=1 request-buffering={buffering}"
+    server = apache(CONFIG.replace("processes=1 threads=1", options))
+    server.expect_log("MWR0205")
+    with server.connect() as first, server.connect() as second, server.connect() as c:
+        first.send(http.build("GET", "/hold?first"))
+        noted(server, "first runs")
+        second.send(http.build("GET", "/hold?second"))
+        becomes(server, "main", (1, 1))
+        c.send(http.build("POST", "/hold", [("Content-Length", "100000"), ("Expect", "100-continue")]))
+        r = c.head()
+        assert (r.status, r.interim, r.header("Connection")) == (503, [], "close")
+        (server.scratch / "gate").touch()
+        assert first.response().text == second.response().text == "held"
+
+
+def test_an_upload_that_waits_too_long(apache: Callable[..., Apache]) -> None:
+    """W5: a streamed upload whose turn does not come is refused without a byte of it; its connection ends, for the
+    client would have to send it all."""
+    options = "processes=1 threads=1 queue-timeout=1 request-buffering=off"
+    server = apache(CONFIG.replace("processes=1 threads=1", options))
+    server.expect_log("MWR0206")
+    with server.connect() as first, server.connect() as c:
+        first.send(http.build("GET", "/hold?first"))
+        noted(server, "first runs")
+        c.send(http.build("POST", "/hold", [("Content-Length", "100000")]))
+        r = c.head()
+        assert (r.status, r.header("Connection")) == (504, "close")
         (server.scratch / "gate").touch()
         assert first.response().text == "held"

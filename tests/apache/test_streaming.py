@@ -132,6 +132,32 @@ def test_refused_without_reading(server: Apache) -> None:
                 assert c.ended() == "eof"
 
 
+def test_refused_in_blocks(server: Apache) -> None:
+    """W5: the same where the answer's head is on its way before its end is known."""
+    for size, kept in ((10_000_000, False), (100, True)):
+        # less than the 20 s after which mod_reqtimeout would end it
+        with http.Connection(server.port, timeout=8) as c:
+            c.send(post("/refuse_in_blocks", ("Content-Length", str(size))))
+            r = c.response()
+            assert r.complete and (r.status, r.body) == (403, b"no\n")
+            if kept:
+                c.send(b"u" * size)
+                assert c.request("POST", "/digest", body=b"next").text.startswith("4 ")
+            else:
+                assert c.ended() == "eof"
+
+
+def test_no_continue_inside_an_answer(server: Apache) -> None:
+    """W5: an application that reads after it has begun to answer: too late for `100 Continue`."""
+    with http.Connection(server.port) as c:
+        c.send(post("/answer_first?1", ("Content-Length", "5"), ("Expect", "100-continue")))
+        r = c.head()
+        c.send(b"hello")
+        c.body(r, "POST")
+        assert (r.status, r.interim, r.complete) == (200, [], True)
+        assert r.body == b"a" * (1 << 20) + f"5 {hashlib.sha256(b'hello').hexdigest()}".encode()
+
+
 def test_refused_with_expect(server: Apache) -> None:
     """W5: `Expect: 100-continue` and an application that does not read: the final answer alone."""
     with http.Connection(server.port) as c:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import http, product
+from harness import http, log, product
 from harness.apache import Apache, running
 
 CONFIG = """
@@ -47,7 +47,7 @@ def get(server: Apache, target: str, **kw: object) -> http.Response:
 
 
 def allow_break(server: Apache) -> None:
-    server.allow_log(r"deliberate|Traceback|File |RuntimeError|MWR0\d{3}|WSGI\d{4}|  \S")
+    server.allow_log(log.CUT)
 
 
 def test_environ(server: Apache) -> None:

@@ -59,6 +59,12 @@ def refuse(environ, start_response):
     return answer(start_response, "no\n", "403 Forbidden")
 
 
+def refuse_in_blocks(environ, start_response):
+    """The same, not complete at once."""
+    start_response("403 Forbidden", [("Content-Type", "text/plain")])
+    yield b"no\n"
+
+
 def refuse_later(environ, start_response):
     """Refuses after the first bytes."""
     environ["wsgi.input"].read(10)

@@ -16,6 +16,15 @@ BAD_LEVELS = {"warn", "error", "crit", "alert", "emerg"}
 _SUSPICIOUS = re.compile(r"panicked at|Sanitizer|Fatal Python error|MWR\d{4}|Traceback|Segmentation fault|AH\d{5}")
 
 
+#: what an application's exception leaves: our record (or mod_wsgi's), the lines of the traceback, its last line
+EXCEPTION = (
+    r"MWR043[01]: |WSGI\d{4}|(\]|#\d+:( \*\d+)?) (Traceback \(most recent call last\):| +\S|The above exception"
+    r"|During handling of|[\w.<>]*(Error|Exception|Exit|Interrupt|Iteration|Own)\b)"
+)
+#: the same, and what the server says of the answer that it had to break off
+CUT = EXCEPTION + r"|MWR0216: "
+
+
 @dataclasses.dataclass
 class Line:
     """One line of the log."""

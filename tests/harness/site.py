@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from . import procs, product
+from . import log, procs, product
 from .apache import Apache, running
 from .nginx import Nginx
 
@@ -138,11 +138,11 @@ class Site(Apache):
     #: SERVER_PORT is the one of the Host header
     PORT_FROM_HOST = True
     #: lines of the server's log about requests that are not HTTP, or whose client left
-    CLIENT_FAULTS = r"\[(core|http|wsgi|reqtimeout):error\].*(AH\d{5}|MWR02\d\d)"
+    CLIENT_FAULTS = r"\[(core|http|wsgi|reqtimeout):error\].*AH\d{5}"
     #: lines about a body that exceeds its limit
-    TOO_LARGE = r"AH01587|AH00589|AH01588|LimitRequestBody|Requested content-length|exceeds|MWR02\d\d|WSGI0142"
+    TOO_LARGE = r"AH01587|AH00589|AH01588|LimitRequestBody|Requested content-length|exceeds|WSGI0142"
     #: records of an application's exception
-    TRACEBACK = r"WSGI\d{4}|MWR04\d\d|Traceback|File \"|Error|Exception|SystemExit|GeneratorExit|Interrupt|deliberate|  \S|\^\^|The above exception"
+    TRACEBACK = log.EXCEPTION
 
     def request_processes(self) -> list[procs.Process]:
         """The server's own processes that serve requests."""
