@@ -103,11 +103,15 @@ impl<'r> Request<'r> {
     pub fn proto_num(&self) -> c_int {
         self.rec().proto_num
     }
-    /// A subrequest, or the GET that an ErrorDocument made of another request: the body, and the fields that describe
-    /// it, belong to the request before.
+    /// A subrequest, or the GET that an ErrorDocument or an internal redirect made of another request: the body, and the
+    /// fields that describe it, belong to the request before. A rewritten GET keeps its own.
     pub fn has_no_body_of_its_own(&self) -> bool {
         let r = self.rec();
-        !r.main.is_null() || (!r.prev.is_null() && r.method_number == sys::M_GET as c_int)
+        // SAFETY: null, or the request that was redirected to this one, which lives as long.
+        let became_get = unsafe { r.prev.as_ref() }.is_some_and(|prev| {
+            r.method_number == sys::M_GET as c_int && (prev.method_number != r.method_number || prev.status >= 400)
+        });
+        !r.main.is_null() || became_get
     }
     /// The request that an internal redirect replaced by this one.
     pub fn previous(&self) -> Option<Request<'r>> {

@@ -171,7 +171,7 @@ directives! {
             Ok(())
         };
     "WSGISpoolLimit" "bytes, with K, M or G" "a tenth of the file system, at most 4G" Server Full
-        "What those files may hold in all. Beyond it requests with such bodies get 503, and answers go at the pace of their clients."
+        "What those files may hold in all, counted anew at each restart of the server. Beyond it requests with such bodies get 503, and answers go at the pace of their clients."
         |t, w| { t.server.spool_limit = Some(options::bytes(one(w)?)?); Ok(()) };
     "WSGIRestrictEmbedded" "On | Off" "Off" Server Full
         "On refuses applications without WSGIProcessGroup (500) instead of running them in the automatic group."

@@ -53,3 +53,14 @@ def test_inflated_body(buffering: str) -> None:
             r = server.get("/in", method="POST", body=body, headers=[("Content-Encoding", "gzip")])
             assert r.status == 200 and r.body == b"/in:" + plain
             assert r.header("X-Length") == str(len(plain))
+
+
+def test_a_rewritten_get_keeps_its_body(apache) -> None:
+    """W4, W12: a GET with a body that mod_rewrite redirects internally reaches the application with it."""
+    server = apache(
+        "WSGIScriptAlias /app {apps}/conform.wsgi application-group=%{GLOBAL}\n"
+        "<Directory {prefix}/htdocs>\nRewriteEngine On\nRewriteRule ^old$ /app/digest [L]\n</Directory>"
+    )
+    for body in (b"small", b"x" * 100_000):
+        r = server.get("/old", method="GET", body=body)
+        assert r.status == 200 and r.text.startswith(f"{len(body)} ")

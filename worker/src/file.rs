@@ -33,6 +33,7 @@ pub fn passable(wrapper: &Bound<'_, PyAny>) -> Option<Passed> {
     }
     let number: i32 = filelike.call_method0("fileno").ok()?.extract().ok()?;
     let offset: u64 = filelike.call_method0("tell").ok()?.extract().ok()?;
+    // With the GIL held: no other thread can close the descriptor, and another file get its number, before it is opened.
     sys::with_fd(number, |fd| check(fd, number, offset))?
 }
 

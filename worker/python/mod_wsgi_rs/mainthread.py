@@ -3,7 +3,7 @@ whatever else Python allows only there."""
 
 import _thread
 import os
-from collections import deque
+from _collections import deque
 
 
 class _Job:
@@ -42,7 +42,7 @@ class MainThread:
             return function()
         job = _Job(function)
         self._jobs.append(job)
-        try:
+        try:  # noqa: SIM105 - contextlib is not loaded in every worker
             os.write(self._wakeup_fd, b"\0")
         except BlockingIOError:
             # It is full of wake-ups.
