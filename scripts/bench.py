@@ -240,7 +240,8 @@ class Server:
 
     def __enter__(self):
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        # A server that ends at once is not the one that answers.
+        while time.monotonic() < deadline and all(process.poll() is None for process in self.processes):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=5) as answer:
                     if answer.status in (200, 204):
@@ -416,6 +417,8 @@ def main():
     parser.add_argument("--only", help="servers, separated by commas")
     parser.add_argument("--no-write", action="store_true", help="print the tables only")
     options = parser.parse_args()
+    # Whoever ends this ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     wanted = options.work.split(",") if options.work else list(WORK)
     table = servers(options.build.resolve())
     kept = ROOT / "build/bench/results.json"
