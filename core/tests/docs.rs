@@ -73,7 +73,7 @@ fn options_page() -> String {
         Applications without `WSGIProcessGroup` run in an automatic group, whose options are the defaults, but with as many \
         processes as there are processors, at most 4.\n\n\
         The column express says what `mod-wsgi-rs express` writes: where it is not empty there is `--OPTION` with that default; \
-        express has options of its own for what is left empty. In nginx's configuration the names have underscores.\n\n\
+        express has options of its own for what is left empty. wsgi_daemon_process of nginx takes the same names.\n\n\
         | option | nginx | value | default | express | meaning |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for o in options::TABLE {

@@ -420,7 +420,7 @@ impl Pool {
         }
         self.damaged = true;
         let text = format!(
-            "MWR0318: the table that {} shares with the server was overwritten, by a defect or an attack; its workers are \
+            "MWR0319: the table that {} shares with the server was overwritten, by a defect or an attack; its workers are \
              killed and it gets another one",
             self.name()
         );

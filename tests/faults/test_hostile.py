@@ -60,9 +60,9 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     assert {p.pid for p in f.server.helpers("keeper") + f.server.helpers("supervise")} == helpers
     if word == "scribble":
         # as often as it likes: each time its workers are killed
-        f.server.log.wait("MWR0318")
+        f.server.log.wait("MWR0319")
     wait_until(lambda: _evil_serves(f), 20, "the group goes on with another table, by itself")
-    assert word == "resize" or f.server.log.find('MWR0318: the table that group "evil" shares'), "and it is said"
+    assert word == "resize" or f.server.log.find('MWR0319: the table that group "evil" shares'), "and it is said"
 
 
 def _ask(f: OnApache, n: int) -> None:

@@ -144,6 +144,19 @@ def open_files(pid: int, below: str) -> int:
     return found
 
 
+def clients(pid: int) -> set[int]:
+    """Ports of the TCP peers that this process has connections with."""
+    inodes = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    with open("/proc/net/tcp") as f:
+        rows = [line.split() for line in f.readlines()[1:]]
+    return {int(r[2].split(":")[1], 16) for r in rows if r[9] in inodes}
+
+
 def kill_tree(first: subprocess.Popen[bytes] | None, left: Callable[[], list[Process]], limit: float = 10.0) -> None:
     """Ends by SIGKILL `first`, so that nothing is started anew, then whatever `left` still names."""
     if first and first.poll() is None:

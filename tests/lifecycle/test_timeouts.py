@@ -97,6 +97,7 @@ def test_at_most_one_replacement(apache) -> None:
     """L2, pitfall 7.6: a database that does not answer makes one worker start anew, not all at once."""
     one = server(apache, "request-timeout=0.5 shutdown-timeout=2", processes=3)
     one.log.allow("MWR0436")
+    before = wait_until(lambda: len(r := one.ready()) == 3 and r)
     answers = [in_background(lambda: one.get("/wait?never", timeout=20)) for _ in range(9)]
     least, under_way = 3, 0
 
@@ -109,7 +110,6 @@ def test_at_most_one_replacement(apache) -> None:
 
     wait_until(look, 20, "all are answered")
     assert {a[0].status for a in answers} == {504}
-    before = one.ready()
     wait_until(lambda: look() and not one.ready() & before and len(one.ready()) == 3, 40, "one after the other goes")
     assert least == 3 and under_way == 1
     assert one.get("/").status == 200
