@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// Memory bytes handed to the filters at a time: below httpd's FlushMaxThreshold (64 KiB), at which it would block.
 const PIECE: usize = 32 * 1024;
 /// Blocks up to this size are passed together, if they have arrived together.
-const SMALL: usize = 4 * 1024;
+const SMALL: usize = 16 * 1024;
 /// What is kept in memory for a slow client; more goes to a file.
 const SPOOL_MEMORY: usize = 256 * 1024;
 /// What is kept for a slow client at all; beyond it the worker waits.
@@ -31,6 +31,8 @@ const SPOOL_LIMIT: u64 = 1 << 30;
 const DONE_WAIT: Duration = Duration::from_millis(50);
 /// On HTTP/2, how long the worker must pause before spooled bytes are passed on in small pieces.
 const SECONDARY_PAUSE: Duration = Duration::from_millis(20);
+/// How long a block waits for the next to go with it, where they come quickly.
+const MOMENT: Duration = Duration::from_micros(100);
 /// How long one wait for worker and client lasts at most.
 pub const SLICE: Duration = Duration::from_millis(250);
 
@@ -268,6 +270,8 @@ struct Output<'r> {
     direct: usize,
     /// Small blocks that have arrived together: each pass through the filters costs more than they do.
     gathered: Vec<u8>,
+    /// Blocks have been arriving together, or within a moment.
+    brisk: bool,
     /// When the client last took something.
     progress: Instant,
 }
@@ -305,6 +309,7 @@ impl<'r> Output<'r> {
             ended: false,
             direct: 0,
             gathered: Vec::new(),
+            brisk: true,
             progress: Instant::now(),
         }
     }
@@ -426,14 +431,18 @@ impl<'r> Output<'r> {
                 self.drain(None, SLICE)?;
                 continue;
             }
-            let event = x.next(&self.r, inbox, !behind && !self.unflushed && !active)?;
-            if !matches!(event, Event::Data(_)) {
-                self.pass_gathered()?;
+            let block = !behind && !self.unflushed && !active && self.gathered.is_empty();
+            let event = x.next(&self.r, inbox, block)?;
+            match event {
+                Event::Data(_) => {}
+                Event::Pause if self.comes_soon(x) => continue,
+                _ => self.pass_gathered()?,
             }
             match event {
                 Event::Data(bytes) if bytes.len() <= SMALL => {
                     self.gathered.extend_from_slice(bytes);
-                    if self.gathered.len() >= PIECE || !matches!(inbox.has_frame(), Ok(true)) {
+                    self.brisk |= matches!(inbox.has_frame(), Ok(true));
+                    if self.gathered.len() >= PIECE {
                         self.pass_gathered()?;
                     }
                 }
@@ -467,6 +476,18 @@ impl<'r> Output<'r> {
         }
         self.pass_gathered()?;
         self.finish(x, inbox, feed.as_ref().is_some_and(Feed::is_unread))
+    }
+
+    /// Whether to keep what has been gathered for a moment: an application that yields blocks quickly gets them sent in
+    /// larger pieces. One that takes its time is found out once, and then each block goes out by itself.
+    fn comes_soon(&mut self, x: &Exchange) -> bool {
+        if self.gathered.is_empty() || !self.brisk {
+            return false;
+        }
+        let limit = Timespec { tv_sec: 0, tv_nsec: MOMENT.subsec_nanos() as _ };
+        let mut fds = [PollFd::from_borrowed_fd(x.fd(), PollFlags::IN)];
+        self.brisk = matches!(poll(&mut fds, Some(&limit)), Ok(1..));
+        self.brisk
     }
 
     fn pass_gathered(&mut self) -> Result<(), Broken> {

@@ -210,6 +210,7 @@ impl Call {
                 rest = &block[data.len()..];
                 state.sent = true;
             } else if small && !block.is_empty() {
+                frames.reserve_exact(limits::HEADER + block.len());
                 frames.extend_from_slice(&encode::data_header(block.len(), bits));
                 frames.extend_from_slice(block);
                 rest = &[];
