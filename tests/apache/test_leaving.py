@@ -179,12 +179,12 @@ def storm(server: Apache, total: int) -> None:
 
 def resources(server: Apache) -> dict[str, int]:
     """Descriptors, threads and memory (KiB) of the workers."""
-    workers = [p for p in server.helpers("worker") if p.alive()]
     found = {"descriptors": 0, "threads": 0, "memory": 0}
-    for p in workers:
-        found["descriptors"] += procs.descriptors(p.pid)
-        found["threads"] += procs.threads(p.pid)
-        found["memory"] += procs.memory_kib(p.pid)
+    for w in server.workers("many"):
+        found["descriptors"] += procs.descriptors(w["pid"])
+        found["threads"] += procs.threads(w["pid"])
+        found["memory"] += procs.memory_kib(w["pid"])
+    assert found["threads"] >= 8
     return found
 
 

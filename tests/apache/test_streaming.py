@@ -293,7 +293,7 @@ def test_an_unread_rest_leaves_the_worker_connection_usable(server: Apache) -> N
             assert c.request("POST", "/digest", body=b"abc").text.startswith("3 ")
 
     def descriptors() -> int:
-        return sum(procs.descriptors(p.pid) for p in server.helpers("worker") if p.alive())
+        return sum(procs.descriptors(w["pid"]) for w in server.workers("main"))
 
     for _ in range(5):
         once()
@@ -313,3 +313,16 @@ def test_a_slow_reader_does_not_hold_the_body(server: Apache) -> None:
         assert time.monotonic() - started < 30
         r = c.response()
     assert r.complete and r.body == data
+
+
+@pytest.mark.parametrize("target", ["/aliased/digest", "/digest", "/refuse", "/refuse_later"])
+def test_connections_to_the_worker_are_kept(server: Apache, target: str) -> None:
+    """DESIGN 5, W5: requests of one process follow each other on one connection to the worker, also after bodies that
+    were not read."""
+    (worker,) = server.workers("main")
+    with server.connect() as c:
+        c.request("POST", target, body=b"first" * 20)
+        before = procs.sockets(worker["pid"])
+        for _ in range(20):
+            assert c.request("POST", target, body=b"again" * 20).status in (200, 403)
+        assert procs.sockets(worker["pid"]) == before

@@ -144,14 +144,20 @@ def open_files(pid: int, below: str) -> int:
     return found
 
 
-def clients(pid: int) -> set[int]:
-    """Ports of the TCP peers that this process has connections with."""
+def sockets(pid: int) -> set[str]:
+    """Inodes of a process's sockets: each connection has its own, and none is used again at once."""
     inodes = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(f"/proc/{pid}/fd/{name}")
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
+    return inodes
+
+
+def clients(pid: int) -> set[int]:
+    """Ports of the TCP peers that this process has connections with."""
+    inodes = sockets(pid)
     with open("/proc/net/tcp") as f:
         rows = [line.split() for line in f.readlines()[1:]]
     return {int(r[2].split(":")[1], 16) for r in rows if r[9] in inodes}
