@@ -12,7 +12,7 @@ use crate::sys;
 use feed::Feed;
 use mod_wsgi_core::config::{DirConfig, Selector};
 use mod_wsgi_core::conn::Inbox;
-use mod_wsgi_core::environ::{add_header, collapse_slashes, is_hidden, is_https};
+use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, is_https};
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::exchange::{self, Outgoing};
 use mod_wsgi_core::pool::Limits;
@@ -279,19 +279,6 @@ fn script_name<'r>(r: &Request<'r>, path_info: &[u8]) -> Cow<'r, [u8]> {
     match collapse_slashes(r.uri()) {
         Cow::Borrowed(uri) => Cow::Borrowed(uri.strip_suffix(path_info).unwrap_or(uri)),
         Cow::Owned(uri) => Cow::Owned(uri.strip_suffix(path_info).unwrap_or(&uri).to_vec()),
-    }
-}
-
-fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
-    let mut at = buf.len();
-    let mut n = n;
-    loop {
-        at -= 1;
-        buf[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            return &buf[at..];
-        }
     }
 }
 

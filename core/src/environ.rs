@@ -43,6 +43,20 @@ pub fn is_hidden(name: &[u8]) -> bool {
         || name.starts_with(b"mod_wsgi.")
 }
 
+/// The digits of `n`, written into `buf`: environ values that are numbers, without an allocation.
+pub fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
+    let mut at = buf.len();
+    let mut n = n;
+    loop {
+        at -= 1;
+        buf[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return &buf[at..];
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use crate::process::{Failure, Process, current};
 use crate::request::{Body, Request};
 use crate::response;
 use crate::sys;
-use mod_wsgi_core::environ::{add_header, collapse_slashes, is_hidden, is_https};
+use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, is_https};
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::spool::{DIRECTORY, reopened, temporary};
 use mod_wsgi_wire::encode::{self, RequestBuilder};
@@ -205,19 +205,6 @@ fn build(r: &Request<'_>, x: &mut Exchange) -> Result<(), RequestError> {
         Body::Memory(pieces) => pieces.iter().for_each(|p| x.frame.extend_from_slice(p)),
     }
     Ok(())
-}
-
-fn decimal(n: u64, buf: &mut [u8; 20]) -> &[u8] {
-    let mut at = buf.len();
-    let mut n = n;
-    loop {
-        at -= 1;
-        buf[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            return &buf[at..];
-        }
-    }
 }
 
 /// PATH_INFO; `None` where the path is not below the mount (`location /app` also matches /application).
