@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 
 APP = """def application(environ, start_response):
     body = environ["wsgi.input"].read()

@@ -262,7 +262,7 @@ def test_automatic_group(apache, mpm: str) -> None:
     server = apache("WSGIScriptAlias / {apps}/inspect.wsgi\nWSGIApplicationGroup %{GLOBAL}", mpm=mpm)
     v = look(server)
     assert v["process_group"] == "" and v["multithread"] is True
-    assert not [p for p in server.httpd_children() if p.pid == v["pid"]], "never inside httpd"
+    assert not [p for p in server.server_processes() if p.pid == v["pid"]], "never inside httpd"
     import os
 
     workers = {look(server)["pid"] for _ in range(20)}

@@ -209,7 +209,7 @@ def test_paths_in_the_file_systems_encoding(apache, name: bytes) -> None:
 
 def test_server_pid_is_apaches(server: Apache) -> None:
     """mod_wsgi.server_pid is the process of httpd that serves the request, as text."""
-    assert int(values(server)["mod_wsgi.server_pid"]) in {p.pid for p in server.httpd_children()}
+    assert int(values(server)["mod_wsgi.server_pid"]) in {p.pid for p in server.server_processes()}
 
 
 def test_apache_version(server: Apache) -> None:

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import pytest
 
 from harness import http, log, product
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 CONFIG = """
@@ -185,7 +186,7 @@ def test_python_does_not_read_it(server: Apache, mount: str) -> None:
     """W10: a regular file goes to httpd by its descriptor: the worker reads (next to) nothing."""
     with large(server, "untouched") as path:
         server.get(f"{mount}/plain?name=data")
-        httpd = {p.pid for p in server.httpd_children()} | {server.pid}
+        httpd = {p.pid for p in server.server_processes()} | {server.pid}
         python = [p for p in server.processes() if p.pid not in httpd]
         before = {p: read_chars(p.pid) for p in python}
         r = server.get(f"{mount}/plain?name={path.name}")
@@ -202,7 +203,7 @@ def test_system_calls(server: Apache) -> None:
         pytest.skip("needs strace and root")
     with large(server, "traced") as path, tempfile.TemporaryDirectory() as d:
         log = pathlib.Path(d) / "trace"
-        pids = ",".join(str(p.pid) for p in server.httpd_children())
+        pids = ",".join(str(p.pid) for p in server.server_processes())
         tracer = subprocess.Popen(
             [strace, "-f", "-y", "-o", str(log), "-e", "trace=sendfile,mmap", "-p", pids],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -270,7 +271,7 @@ def test_shorter_before(server: Apache, mount: str, to: int) -> None:
 def test_shorter_meanwhile(server: Apache, mount: str) -> None:
     """W8, W10, pitfall H16: a file that is truncated while a client reads it: the client sees a cut, nobody dies."""
     allow_break(server)
-    before = {p.pid for p in server.httpd_children()} | {p.pid for p in server.processes()}
+    before = {p.pid for p in server.server_processes()} | {p.pid for p in server.processes()}
     with large(server, "truncated") as path, server.connect() as c:
         size = path.stat().st_size
         c.send(http.build(target=f"{mount}/plain?name={path.name}"))

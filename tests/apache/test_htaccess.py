@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from harness import product
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 CONFIG = """

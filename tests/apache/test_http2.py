@@ -17,8 +17,9 @@ from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset
 from h2.settings import SettingCodes
 
 from harness import log, product
-from harness.apache import Apache, running
+from harness.apache import Apache
 from harness.case import deploy
+from harness.server import running
 from harness.wait import wait_until
 
 THREADS = 5
@@ -36,7 +37,7 @@ def server() -> Iterator[Apache]:
         "WSGIScriptAlias /case {apps}/cases.wsgi\n"
         "WSGIScriptAlias / {apps}/conform.wsgi"
     )
-    with running(config, modules=["http2"]) as apache:
+    with running(Apache(config, modules=["http2"])) as apache:
         yield apache
 
 

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import pytest
 
 from harness import http, log, product
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 CONFIG = """

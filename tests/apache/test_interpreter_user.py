@@ -6,7 +6,8 @@ import pwd
 
 import pytest
 
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 
 
 @pytest.mark.ours

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness import http, procs
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 CONFIG = """
@@ -25,7 +26,7 @@ WSGIScriptAlias / {apps}/leaving.wsgi process-group=main
 
 @pytest.fixture(scope="module", params=["event", "prefork"])
 def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
-    with running(CONFIG, mpm=request.param) as apache:
+    with running(Apache(CONFIG, mpm=request.param)) as apache:
         yield apache
 
 
@@ -213,7 +214,7 @@ def check_storm(server: Apache, total: int) -> None:
 def supervisors(server: Apache) -> int:
     """Descriptors of the supervisor, less two (connection, pidfd) for each process of the server: those come and go."""
     all_of_them = sum(procs.descriptors(p.pid) for p in server.helpers("supervise") if p.alive())
-    return all_of_them - 2 * len(server.httpd_children())
+    return all_of_them - 2 * len(server.server_processes())
 
 
 def temporary_files(server: Apache) -> int:

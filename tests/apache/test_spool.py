@@ -127,7 +127,7 @@ def test_a_killed_process_gives_back(apache: Callable[..., Apache]) -> None:
     server = apache(CONFIG + "WSGISpoolLimit 4M\n")
     server.allow_log(r"AH00052|MWR0207")
     body = b"x" * 2_500_000
-    before = {p.pid: p for p in server.httpd_children()}
+    before = {p.pid: p for p in server.server_processes()}
     with server.connect() as holder:
         holder.send(http.build("POST", "/gated", body=body))
         wait_until(lambda: "gated" in notes(server), 10, "the first body is held")

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness import http, procs
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 CONFIG = """
@@ -35,7 +36,7 @@ LimitRequestBody 100000
 
 @pytest.fixture(scope="module", params=["event", "worker", "prefork"])
 def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
-    with running(CONFIG, mpm=request.param, tls=True) as apache:
+    with running(Apache(CONFIG, mpm=request.param, tls=True)) as apache:
         yield apache
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from harness import http, log, product
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 
 CONFIG = """
 WSGIDaemonProcess g processes=1 threads=8
@@ -34,7 +35,7 @@ def server() -> Iterator[Apache]:
     for name in ("ssl", "http2"):
         if not product.has_module(name):
             pytest.skip(f"no mod_{name}")
-    with running(CONFIG, tls=True, modules=["http2"]) as apache:
+    with running(Apache(CONFIG, tls=True, modules=["http2"])) as apache:
         yield apache
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from harness import http
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 from harness.wait import wait_until
 
 APP = """
@@ -106,7 +107,7 @@ def test_a_flood_of_files(server: Apache) -> None:
 
         def over() -> bool:
             nonlocal most
-            for p in server.httpd_children():
+            for p in server.server_processes():
                 most = max(most, len(os.listdir(f"/proc/{p.pid}/fd")))
             return "more than 16 files" in server.error_log.read_text()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.apache import Apache, running
+from harness.apache import Apache
+from harness.server import running
 
 APP = """def application(environ, start_response):
     start_response("200 OK", [("X-Place", environ.get("PLACE", "none"))])

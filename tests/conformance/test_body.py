@@ -133,7 +133,7 @@ def test_descriptor_count_stays_flat(server: Site) -> None:
     data = b"s" * 200000
 
     def count() -> int:
-        return sum(procs.descriptors(p.pid) for p in server.request_processes() if p.alive())
+        return sum(procs.descriptors(p.pid) for p in server.server_processes() if p.alive())
 
     with server.connect() as c:
         for _ in range(5):

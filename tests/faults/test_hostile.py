@@ -35,7 +35,7 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     process of the server dies, the other group loses nothing and is not slower, and a restart of that group mends it."""
     f = front(config=EVIL)
     f.server.allow_log(r"MWR0(2|3|4)\d\d")
-    httpd = {p for p in f.server.httpd_children()}
+    httpd = {p for p in f.server.server_processes()}
     helpers = {p.pid for p in f.server.helpers("keeper") + f.server.helpers("supervise")}
     assert f.get("/evil/signals").status == 200
     with f.load("good", clients=4) as load:

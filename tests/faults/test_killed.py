@@ -311,7 +311,7 @@ def test_f4_server_process_killed(run: Run, front: Make) -> None:
                 c.send(http.build("GET", f"/gate?id=hold-{i}-{n}&gate=gate-{i}"))
             wait_until(lambda i=i: sum(n.startswith(f"hold-{i}-") for n in counted.begun(f.ids)) >= 8, 20)
             own = [c.sock.getsockname()[1] for c in holders]
-            victim = max(f.server.httpd_children(), key=lambda p: len(procs.clients(p.pid) & set(own)))
+            victim = max(f.server.server_processes(), key=lambda p: len(procs.clients(p.pid) & set(own)))
             victim.kill()
             began = time.monotonic()
             wait_until(lambda v=victim: not v.alive(), 5)

@@ -83,7 +83,7 @@ def test_f8_server_process_without_descriptors(run: Run, front: Make) -> None:
     f.server.allow_log(r"MWR02(04|09|10|14)|AH\d{5}|Too many open files")
     f.settled()
     with contextlib.ExitStack() as stack:
-        for p in f.server.httpd_children():
+        for p in f.server.server_processes():
             stack.enter_context(few_descriptors(p.pid, spare=1 if run.kind == "prefork" else 8))
         # each connection of a client takes one, so does each to a worker
         answers = []

@@ -44,7 +44,7 @@ def sample(f: OnApache) -> dict[str, int]:
     for name in ("keeper", "supervise"):
         [p] = f.server.helpers(name)
         found |= {f"{name} KiB": procs.memory_kib(p.pid, "Pss_Anon"), f"{name} descriptors": procs.descriptors(p.pid)}
-    for p in f.server.httpd_children():
+    for p in f.server.server_processes():
         with contextlib.suppress(OSError, ValueError):
             found[f"httpd {p.pid} KiB"] = procs.memory_kib(p.pid, "Pss_Anon")
             found[f"httpd {p.pid} descriptors"] = procs.descriptors(p.pid)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 from harness import http, product
-from harness.apache import Apache, running
+from harness.apache import Apache
 from harness.peer import waitress
+from harness.server import running
 
 pytestmark = pytest.mark.ours
 

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 
 from . import http
-from .apache import Apache
+from .server import Server
 from .wait import wait_until
 
 
@@ -39,7 +39,7 @@ def text(start_response, body, status: str = "200 OK", headers=()):
 class Case:
     """An application that has been put on a server."""
 
-    server: Apache
+    server: Server
     name: str
     mount: str
 
@@ -66,7 +66,7 @@ class Case:
         assert self.notes() == list(expected)
 
 
-def deploy(server: Apache, app: Callable[..., object], mount: str = "/case") -> Case:
+def deploy(server: Server, app: Callable[..., object], mount: str = "/case") -> Case:
     """Puts the source of `app`, an application within a test, on the server."""
     lines = source(app) + f"\n\napplication = {app.__name__}\n"
     name = hashlib.sha256(lines.encode()).hexdigest()[:16]

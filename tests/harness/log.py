@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 from .wait import Timeout, wait_until
 
@@ -76,9 +77,16 @@ class _Tail:
 class Oracle:
     """All logs of one server, read on; `lines` is what came since the last `begin`."""
 
-    def __init__(self, *paths: pathlib.Path, harmless: str | None = None):
+    def __init__(
+        self,
+        *paths: pathlib.Path,
+        harmless: str | None = None,
+        translate: Callable[[str], str] = lambda pattern: pattern,
+    ):
         #: what a server warns of that is no fault, whatever the test
         self._harmless = re.compile(harmless) if harmless else None
+        #: makes of a pattern for Apache's lines one for this server's
+        self._translate = translate
         self._tails = [_Tail(p) for p in paths]
         self.all: list[Line] = []
         self._from = 0
@@ -106,15 +114,15 @@ class Oracle:
 
     def expect(self, pattern: str) -> None:
         """A line must match this until the test ends; matching lines are no fault."""
-        self._expected.append(re.compile(pattern))
+        self._expected.append(re.compile(self._translate(pattern)))
 
     def allow(self, pattern: str) -> None:
         """Lines that match this are no fault, and need not come."""
-        self._allowed.append(re.compile(pattern))
+        self._allowed.append(re.compile(self._translate(pattern)))
 
     def find(self, pattern: str) -> list[str]:
         """Lines of this test that match."""
-        rx = re.compile(pattern)
+        rx = re.compile(self._translate(pattern))
         return [line.text for line in self.poll() if rx.search(line.text)]
 
     def wait(self, pattern: str, deadline: float = 10.0, count: int = 1) -> list[str]:

@@ -1,23 +1,22 @@
-"""A private nginx in a directory of its own below /tmp: what differs from the private Apache."""
+"""A private nginx: its configuration, reloads, and its other ways of starting."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
 import signal
-import socket
 import subprocess
+from typing import Any
 
 from . import procs, product
-from .apache import Apache, StartFailed
 from .log import Oracle
-from .wait import wait_until
+from .plan import Plan
+from .server import Server
 
 
-class Nginx(Apache):
+class Nginx(Server):
     """One server. `config` goes into the http block, or, with `server=True`, into its one server block; {prefix}, {apps},
     {port}, {run} and {scratch} in it are replaced. `main` stands at the top level."""
+
+    NAME, CONFIG, SERVES = "nginx", "nginx.conf", "start worker processes"
 
     def __init__(
         self,
@@ -27,23 +26,30 @@ class Nginx(Apache):
         http_config: str = "",
         workers: int = 2,
         daemon: bool = False,
-        **kw: object,
+        **kw: Any,
     ):
-        super().__init__(config, **kw)  # type: ignore[arg-type]
+        super().__init__(config, **kw)
         self.in_server, self.main, self.workers, self.daemon = server, main, workers, daemon
         self.http_config = http_config
-        #: `master_process off`: nothing is said of worker processes
-        self.single = False
-        self.log = Oracle(self.error_log, self.stderr_log, harmless=r"is buffered to a temporary file")
+        if "master_process off" in main:
+            # nothing is said of worker processes
+            self.SERVES = "using the"
+        self._master = 0
+        self.log = Oracle(
+            self.error_log, self.stderr_log, harmless=r"is buffered to a temporary file", translate=translate
+        )
         self.stderr_log.touch()
 
     # -- configuration
+
+    def plan(self, plan: Plan) -> None:
+        self.http_config, self.config = plan.nginx()
 
     def text(self) -> str:
         user, group = product.server_user()
         listen = f"listen 127.0.0.1:{self.port};"
         if self.tls:
-            cert = self._certificate()
+            cert = self.certificate()
             listen += (
                 f"\nlisten 127.0.0.1:{self.tls_port} ssl http2;\nssl_certificate {cert};\nssl_certificate_key {cert};"
             )
@@ -61,11 +67,12 @@ class Nginx(Apache):
             "events { worker_connections 1024; }",
             "http {",
             f"access_log {self.logs}/access.log;",
-            "types { text/css css; }",
+            "types { text/css css; text/html html; text/javascript js; image/svg+xml svg; }",
             *(
                 f"{name}_temp_path {self.prefix}/tmp-{name};"
                 for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi", "wsgi")
             ),
+            "client_max_body_size 0;",
             "keepalive_timeout 30s;",
             "keepalive_requests 1000000;",
             self.expand(self.http_config),
@@ -74,17 +81,8 @@ class Nginx(Apache):
         ]
         return "\n".join(lines) + "\n"
 
-    def write_config(self, config: str | None = None) -> pathlib.Path:
-        """Writes nginx.conf, with other content when given."""
-        if config is not None:
-            self.config = config
-        path = self.prefix / "nginx.conf"
-        path.write_text(self.text())
-        return path
-
     def command(self, *args: str) -> list[str]:
-        args = tuple(a for a in args if a != "-DFOREGROUND")
-        return [product.nginx(), "-p", str(self.prefix), "-c", str(self.prefix / "nginx.conf"), *args]
+        return [product.nginx(), "-p", str(self.prefix), "-c", str(self.prefix / self.CONFIG), *args]
 
     # -- life
 
@@ -99,72 +97,29 @@ class Nginx(Apache):
     def pid(self) -> int:
         """The master."""
         if self.daemon:
-            return int((self.run / "nginx.pid").read_text())
+            path = self.run / "nginx.pid"
+            self._master = int(path.read_text()) if path.exists() else self._master
+            return self._master
         return super().pid
 
-    def _up(self) -> bool:
-        assert self.process
-        if self.process.poll() is not None and not (self.daemon and self.process.returncode == 0):
-            raise StartFailed(f"nginx ended with {self.process.returncode}:\n{self._tail()}")
-        if self._resumed() == 0:
-            return False
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            return True
-        return False
-
-    def _resumed(self) -> int:
-        self.log.poll()
-        said = "using the" if self.single else "start worker processes"
-        return sum(said in line.text for line in self.log.all)
+    def _ended(self) -> bool:
+        if self.daemon and self.process and self.process.returncode == 0:
+            return not procs.look(self.pid)
+        return super()._ended()
 
     def graceful(self, deadline: float = 30.0) -> None:
         """Reload; returns when the new workers have been started."""
-        self._signal(signal.SIGHUP)
+        self.start_anew(signal.SIGHUP, deadline)
 
     reload = graceful
 
-    def restart(self, deadline: float = 30.0) -> None:
-        raise NotImplementedError("nginx has reloads only")
-
-    def _signal(self, sig: int, deadline: float = 30.0) -> None:
-        self.snapshot()
-        before = self._resumed()
-        os.kill(self.pid, sig)
-
-        def again() -> bool:
-            assert self.process
-            if self.process.poll() is not None and not self.daemon:
-                raise StartFailed(f"nginx ended with {self.process.returncode} in a reload:\n{self._tail()}")
-            return self._resumed() > before
-
-        wait_until(again, deadline, "nginx reloaded")
-        self.snapshot()
-
     def server_processes(self) -> list[procs.Process]:
-        """Request-serving processes of nginx."""
-        return [
-            p
-            for p in procs.descendants([self.pid])
-            if p.ppid == self.pid and p.cmdline and p.cmdline[0].startswith("nginx: worker process")
-        ]
-
-    def expect_log(self, pattern: str) -> None:
-        """As for Apache; the level of a record stands in brackets of its own here, `[error]` for `[wsgi:error]`."""
-        super().expect_log(_own(pattern))
-
-    def allow_log(self, pattern: str) -> None:
-        super().allow_log(_own(pattern))
-
-    def stop(self, sig: int = signal.SIGTERM, deadline: float = 15.0) -> None:
-        if self.daemon and self.process is not None:
-            self.snapshot()
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(self.pid, sig)
-        super().stop(sig, deadline)
+        return [p for p in self.children() if p.cmdline and p.cmdline[0].startswith("nginx: worker process")]
 
 
-def _own(pattern: str) -> str:
+def translate(pattern: str) -> str:
+    """A pattern for Apache's log as one for nginx's, whose levels stand in brackets of their own: `[error]` for
+    `[wsgi:error]`, `#12: ` for `] ` before the text."""
     pattern = pattern.replace("wsgi:", r"(?:wsgi:|\[)")
     # nginx says behind a message what it was doing, and for whom
     return pattern[:-1] + r"(?:$| while |, client: )" if pattern.endswith("$") else pattern

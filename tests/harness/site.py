@@ -18,9 +18,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from . import log, procs, product
-from .apache import Apache, running
+from . import log, product
+from .apache import Apache
 from .nginx import Nginx
+from .server import running
 
 APACHE = """
 WSGIDaemonProcess main processes=2 threads=8
@@ -144,10 +145,6 @@ class Site(Apache):
     #: records of an application's exception
     TRACEBACK = log.EXCEPTION
 
-    def request_processes(self) -> list[procs.Process]:
-        """The server's own processes that serve requests."""
-        return self.httpd_children()
-
 
 @dataclasses.dataclass(frozen=True)
 class Body:
@@ -195,10 +192,6 @@ class NginxSite(Nginx):
     CLIENT_FAULTS = r"\[(info|error)\].*(client|MWR02\d\d)"
     TOO_LARGE = r"client intended to send too large|MWR02\d\d"
     TRACEBACK = Site.TRACEBACK
-
-    def request_processes(self) -> list[procs.Process]:
-        """The server's own processes that serve requests."""
-        return self.server_processes()
 
 
 KINDS = {kind: kind for kind in ("event", "worker", "prefork")}

@@ -293,7 +293,7 @@ def test_lying_worker(apache, name: str) -> None:
     fake = _swap(server, PLAYS[name])
     server.log.allow(r"MWR0[234]\d\d")
     try:
-        children = {p.pid for p in server.httpd_children()}
+        children = {p.pid for p in server.server_processes()}
         for _ in range(3):
             r = server.get("/exact?lie", timeout=90)
             if r.status == 200:
@@ -305,7 +305,7 @@ def test_lying_worker(apache, name: str) -> None:
             assert r.header("X-Injected") is None
         assert fake.connections > 0
         assert server.log.wait(r"MWR02\d\d"), "a coded line"
-        alive = {p.pid for p in server.httpd_children()}
+        alive = {p.pid for p in server.server_processes()}
         assert children & alive == children, "no child of httpd has died"
     finally:
         fake.close()

@@ -138,7 +138,7 @@ def test_reloading_off(apache) -> None:
     server.write("versioned.wsgi", VERSIONED.replace("%s", "v2"))
     with server.connect() as c:
         assert {c.request().text for _ in range(300)} == {"v1 l1"}
-    assert {p.pid for p in server.processes()} >= before - {p.pid for p in server.httpd_children()}
+    assert {p.pid for p in server.processes()} >= before - {p.pid for p in server.server_processes()}
     server.graceful()
     wait_until(lambda: server.get().text == "v2 l1", 15)
 
@@ -263,7 +263,7 @@ def test_parent_killed(apache) -> None:
     server = apache(GROUP + "WSGIScriptAlias / {apps}/inspect.wsgi")
     look(server)
     server.snapshot()
-    children = server.httpd_children()
+    children = server.server_processes()
     os.kill(server.pid, signal.SIGKILL)
     server.process.wait()
     for p in children:

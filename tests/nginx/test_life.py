@@ -110,7 +110,6 @@ def test_without_a_supervisor_nginx_goes_on(nginx: Callable[..., Nginx]) -> None
 def test_one_process_for_everything(nginx: Callable[..., Nginx]) -> None:
     """N9: `master_process off` serves and ends as ever (a reload is beyond nginx itself then: it serves nobody after)."""
     server = nginx(SITE, http_config=GROUP, main="master_process off;", start=False)
-    server.single = True
     server.start()
     assert inspect.look(server)["pid"] in {p.pid for p in server.processes()}
     seen = server.processes()
