@@ -23,7 +23,7 @@ SOURCE = ROOT / "worker" / "python"
 ROUTES = Path(__file__).with_name("routes.wsgi")
 
 HELLO, REQUEST, BODY, BODY_END, CONTINUE, RESPONSE, DATA, FILE, LOG, END, DONE, ABORT = range(1, 13)
-F_END, F_DONE, F_BODY_FD, F_BODY_STREAM = 1, 2, 4, 8
+F_END, F_DONE, F_BODY_FD, F_BODY_STREAM, F_NO_FILE = 1, 2, 4, 8, 16
 APPLICATION, LOAD, PROTOCOL, INTERNAL, TIMEOUT, NOT_RUN = range(1, 7)
 
 MAGIC = 0x3130535257534757
@@ -277,6 +277,7 @@ class Response:
         self.headers = []
         self.body = b""
         self.file = None
+        self.ran = None
         self.logs = []
         self.abort = None
         self.frames = []
@@ -356,6 +357,7 @@ class Client:
         body=b"",
         body_fd=None,
         stream=False,
+        no_file=False,
         environ=None,
         mtime=0,
         row=None,
@@ -406,6 +408,7 @@ class Client:
             timeout,
         )
         inline = b"" if flags else body
+        flags |= F_NO_FILE if no_file else 0
         self.send(REQUEST, fixed + coded + inline, flags, [] if body_fd is None else [body_fd])
         return row
 
@@ -416,7 +419,7 @@ class Client:
             kind, flags, payload = self.frame()
             r.frames.append(kind)
             if kind == RESPONSE:
-                r.status, count, reason_len, _, head_len = struct.unpack_from("<HHHHI", payload)
+                r.status, count, reason_len, r.ran, head_len = struct.unpack_from("<HHHHI", payload)
                 head, data = payload[12 : 12 + head_len], payload[12 + head_len :]
                 r.reason, at = head[:reason_len], reason_len
                 for _ in range(count):

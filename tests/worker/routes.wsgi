@@ -217,6 +217,12 @@ def twice_after(environ, start):
     return [b" accepted"]
 
 
+def nap(environ, start):
+    time.sleep(0.2)
+    start("200 OK", [])
+    return [b"awake"]
+
+
 def file(environ, start):
     path = environ["QUERY_STRING"]
     f = open(path, "rb")

@@ -278,6 +278,23 @@ def test_file_is_passed(shared_worker, tmp_path):
     assert r.file == (3, 7) and r.header("Content-Length") == ["7"]
 
 
+def test_a_file_is_read_where_its_bytes_are_wanted(shared_worker, tmp_path):
+    """N10, N11: a response that the server stores or looks at comes as bytes, whatever its length."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789" * 20_000)
+    for length in (199_997, 7, 0):
+        environ = {"QUERY_STRING": str(path), "mod_wsgi.length": str(length)}
+        r = shared_worker.get("/file", environ=environ, no_file=True)
+        assert r.file is None and r.ended and r.done
+        assert r.body == path.read_bytes()[3 : 3 + length] and r.header("Content-Length") == [str(length)]
+
+
+def test_a_response_says_how_long_the_application_took(shared_worker):
+    """N4: milliseconds since the request was claimed, in the head."""
+    assert shared_worker.get("/").ran < 2000
+    assert 200 <= shared_worker.get("/nap").ran < 5000
+
+
 def test_what_is_no_regular_file_is_read(shared_worker):
     r = shared_worker.get("/unpassable")
     assert r.file is None and r.body == b"from a pipe"

@@ -4,6 +4,7 @@
 use crate::encode::{REQUEST_FIXED, RESPONSE_FIXED, RowRef};
 use crate::frame::{AbortReason, Header, Kind, Level, flags};
 use crate::{VERSION, keys, limits};
+use std::time::Duration;
 
 /// Why bytes are not a frame. After any of these the connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -155,6 +156,8 @@ pub struct Request<'a> {
     pub body_fd: bool,
     /// BODY frames follow.
     pub body_stream: bool,
+    /// The response must not come as a FILE.
+    pub no_file: bool,
     /// Milliseconds the application may take; 0 = what the group says, `u32::MAX` = any time.
     pub timeout: u32,
     /// Inline body.
@@ -188,7 +191,8 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     }
     let environ = c.take(environ_len)?;
     let body = &p[c.at..];
-    let (body_fd, body_stream) = (h.flags & flags::BODY_FD != 0, h.flags & flags::BODY_STREAM != 0);
+    let has = |flag| h.flags & flag != 0;
+    let (body_fd, body_stream, no_file) = (has(flags::BODY_FD), has(flags::BODY_STREAM), has(flags::NO_FILE));
     if body_fd || body_stream {
         c.done()?;
     } else if body.len() as u64 != body_len || body.len() > limits::MAX_INLINE_BODY {
@@ -200,7 +204,7 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     }
     e.done().map_err(|e| shift(e, REQUEST_FIXED))?;
     let row = RowRef { slot_generation, row, row_generation, client };
-    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, timeout, body, environ })
+    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, no_file, timeout, body, environ })
 }
 
 fn shift(e: Error, by: usize) -> Error {
@@ -275,6 +279,8 @@ pub struct Response<'a> {
     pub status: u16,
     pub reason: &'a [u8],
     pub data: &'a [u8],
+    /// How long the application has had the request; zero where the worker does not say.
+    pub ran: Duration,
     count: u16,
     headers: &'a [u8],
 }
@@ -294,7 +300,10 @@ pub fn response_head(p: &[u8], total: usize) -> Result<Option<(Response<'_>, usi
     let status = c.u16()?;
     let count = c.u16()?;
     let reason_len = c.u16()? as usize;
-    c.u16()?;
+    let ran = match c.u16()? {
+        ms if ms < 0x8000 => Duration::from_millis(ms.into()),
+        s => Duration::from_secs((s & 0x7fff).into()),
+    };
     let head_len = c.u32()? as usize;
     debug_assert_eq!(c.at, RESPONSE_FIXED);
     if count as usize > limits::MAX_RESPONSE_HEADERS || reason_len > limits::MAX_REASON {
@@ -323,7 +332,7 @@ pub fn response_head(p: &[u8], total: usize) -> Result<Option<(Response<'_>, usi
         field(&mut h).map_err(|e| shift(e, RESPONSE_FIXED + reason_len))?;
     }
     h.done().map_err(|e| shift(e, RESPONSE_FIXED + reason_len))?;
-    Ok(Some((Response { status, reason, data, count, headers }, end)))
+    Ok(Some((Response { status, reason, data, ran, count, headers }, end)))
 }
 
 fn field<'a>(c: &mut Cursor<'a>) -> Result<(&'a [u8], &'a [u8]), Error> {

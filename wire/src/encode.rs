@@ -3,6 +3,7 @@
 
 use crate::frame::{AbortReason, Kind, Level, flags};
 use crate::{VERSION, limits};
+use std::time::Duration;
 
 /// A value is longer than the wire allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +69,7 @@ pub struct RequestBuilder<'a> {
     out: &'a mut Vec<u8>,
     start: usize,
     entries: usize,
+    bits: u8,
     too_long: Option<TooLong>,
 }
 
@@ -83,13 +85,18 @@ impl<'a> RequestBuilder<'a> {
         let start = out.len();
         out.resize(start + limits::HEADER + REQUEST_FIXED, 0);
         out[start + 24..start + 32].copy_from_slice(&script_mtime.to_le_bytes());
-        RequestBuilder { out, start, entries: 0, too_long: None }
+        RequestBuilder { out, start, entries: 0, bits: 0, too_long: None }
     }
 
     /// What the application may take, milliseconds; 0 = what the group says, `u32::MAX` = any time.
     pub fn timeout(&mut self, milliseconds: u32) {
         let at = self.start + limits::HEADER + 36;
         self.out[at..at + 4].copy_from_slice(&milliseconds.to_le_bytes());
+    }
+
+    /// The response's bytes are wanted, whatever they come from: no FILE.
+    pub fn no_file(&mut self) {
+        self.bits |= flags::NO_FILE;
     }
 
     /// Adds an entry whose key has an id in [`crate::keys`].
@@ -150,7 +157,7 @@ impl<'a> RequestBuilder<'a> {
         let len = REQUEST_FIXED + environ + inline;
         self.out[s..s + 4].copy_from_slice(&(len as u32).to_le_bytes());
         self.out[s + 4] = Kind::Request as u8;
-        self.out[s + 5] = bits;
+        self.out[s + 5] = bits | self.bits;
         let p = s + limits::HEADER;
         self.out[p + 6..p + 8].copy_from_slice(&(self.entries as u16).to_le_bytes());
         self.out[p + 24..p + 32].copy_from_slice(&body_len.to_le_bytes());
@@ -214,6 +221,20 @@ pub fn response<'h>(
     out[start + 4] = Kind::Response as u8;
     out[start + 5] = bits;
     Ok(())
+}
+
+/// Writes into the RESPONSE that begins at `start` of `frame` how long the application has had the request.
+pub fn patch_ran(frame: &mut [u8], start: usize, ran: Duration) {
+    let at = start + limits::HEADER + 6;
+    frame[at..at + 2].copy_from_slice(&ran_code(ran).to_le_bytes());
+}
+
+/// A time in 16 bits: below 2^15 milliseconds, above it seconds; what is longer counts as the longest.
+fn ran_code(ran: Duration) -> u16 {
+    match u16::try_from(ran.as_millis()) {
+        Ok(ms) if ms < 0x8000 => ms,
+        _ => 0x8000 | ran.as_secs().min(0x7fff) as u16,
+    }
 }
 
 /// Bytes of the fixed part of a RESPONSE payload.

@@ -71,7 +71,7 @@ impl Kind {
     /// Flags this kind may carry.
     fn allowed_flags(self) -> u8 {
         match self {
-            Kind::Request => flags::BODY_FD | flags::BODY_STREAM,
+            Kind::Request => flags::BODY_FD | flags::BODY_STREAM | flags::NO_FILE,
             Kind::Response => flags::END | flags::DONE,
             Kind::Data | Kind::File => flags::END | flags::DONE,
             Kind::End | Kind::Abort => flags::DONE,
@@ -90,6 +90,8 @@ pub mod flags {
     pub const BODY_FD: u8 = 4;
     /// REQUEST: BODY frames follow until BODY_END.
     pub const BODY_STREAM: u8 = 8;
+    /// REQUEST: the response must not come as a FILE; its bytes are wanted.
+    pub const NO_FILE: u8 = 16;
 }
 
 /// Why a response could not be given: payload of ABORT, and what the web server makes of it.
@@ -180,7 +182,7 @@ impl Header {
         }
         match kind {
             Kind::Response | Kind::Data | Kind::File => flags & flags::DONE == 0 || flags & flags::END != 0,
-            Kind::Request => flags != flags::BODY_FD | flags::BODY_STREAM,
+            Kind::Request => flags & (flags::BODY_FD | flags::BODY_STREAM) != flags::BODY_FD | flags::BODY_STREAM,
             _ => true,
         }
     }

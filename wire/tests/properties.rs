@@ -15,6 +15,7 @@ use mod_wsgi_wire::{keys, limits};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
 
 fn one_frame(bytes: &[u8]) -> (decode::Whole<'_>, &[u8]) {
     let whole = decode::frame(bytes).unwrap().expect("a whole frame");
@@ -32,6 +33,7 @@ struct Req {
     body: Body,
     mtime: u64,
     row: RowRef,
+    no_file: bool,
 }
 
 fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -48,12 +50,8 @@ fn requests() -> impl Strategy<Value = Req> {
         row_generation: g,
         client,
     });
-    (vec((key, bytes(80)), 0..20), body, any::<u64>(), row).prop_map(|(entries, body, mtime, row)| Req {
-        entries,
-        body,
-        mtime,
-        row,
-    })
+    (vec((key, bytes(80)), 0..20), body, any::<u64>(), row, any::<bool>())
+        .prop_map(|(entries, body, mtime, row, no_file)| Req { entries, body, mtime, row, no_file })
 }
 
 impl Req {
@@ -72,6 +70,9 @@ impl Req {
                 Ok(id) => b.known(*id, value),
                 Err(name) => b.named(name, value),
             }
+        }
+        if self.no_file {
+            b.no_file();
         }
         b.finish(self.body).unwrap();
         out.extend(self.inline());
@@ -151,7 +152,7 @@ proptest! {
         let ((h, p, _), rest) = one_frame(&out[before.len()..]);
         prop_assert!(h.kind == Kind::Request && rest.is_empty());
         let got = decode::request(h, p).unwrap();
-        prop_assert_eq!((got.row, got.script_mtime), (r.row, r.mtime));
+        prop_assert_eq!((got.row, got.script_mtime, got.no_file), (r.row, r.mtime, r.no_file));
         prop_assert_eq!(got.body, r.inline());
         let (len, fd, stream) = match r.body {
             Body::Inline(n) => (n as u64, false, false),
@@ -199,15 +200,19 @@ proptest! {
     }
 
     #[test]
-    fn response_is_read_as_written(r in responses()) {
+    fn response_is_read_as_written(r in responses(), ms in 0u64..40_000_000) {
         let mut out = Vec::new();
         r.write(&mut out).unwrap();
+        encode::patch_ran(&mut out, 0, Duration::from_millis(ms));
         let ((h, p, _), rest) = one_frame(&out);
         prop_assert_eq!((h.kind, h.flags, rest.len()), (Kind::Response, r.bits, 0));
         let got = decode::response(p).unwrap();
         prop_assert_eq!((got.status, got.reason, got.data), (r.status, &r.reason[..], &r.data[..]));
         let fields: Vec<_> = got.headers().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
         prop_assert_eq!(fields, r.fields);
+        // exact up to half a minute, then by the second, and no more than nine hours
+        let told = if ms < 32_768 { ms } else { (ms / 1000).min(32_767) * 1000 };
+        prop_assert_eq!(got.ran, Duration::from_millis(told));
     }
 
     #[test]

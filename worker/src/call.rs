@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Bytes up to which a frame is sent with the GIL held, without waiting.
 const HELD_SEND: usize = 16 * 1024;
@@ -114,6 +115,9 @@ impl From<Gone> for SendError {
 pub struct Call {
     state: Mutex<State>,
     data: Mutex<Option<Py<PyDict>>>,
+    /// When the request was claimed.
+    since: Instant,
+    no_file: bool,
 }
 
 struct State {
@@ -127,9 +131,22 @@ struct State {
 }
 
 impl Call {
-    pub fn new(conn: Arc<Conn>) -> Call {
+    /// For a request that has just been claimed. `no_file`: the server wants bytes, not a file.
+    pub fn new(conn: Arc<Conn>, no_file: bool) -> Call {
         let state = State { conn: Some(conn), head: None, sent: false, written: 0, writes: 0 };
-        Call { state: Mutex::new(state), data: Mutex::new(None) }
+        Call { state: Mutex::new(state), data: Mutex::new(None), since: Instant::now(), no_file }
+    }
+
+    /// The server wants bytes, not a file.
+    pub fn no_file(&self) -> bool {
+        self.no_file
+    }
+
+    fn encode(&self, head: &Head, out: &mut Vec<u8>, data: &[u8], bits: u8) -> PyResult<()> {
+        let start = out.len();
+        head.encode(out, data, bits)?;
+        encode::patch_ran(out, start, self.since.elapsed());
+        Ok(())
     }
 
     fn data(&self, py: Python<'_>) -> Py<PyDict> {
@@ -156,7 +173,7 @@ impl Call {
     pub fn encode_whole(&self, out: &mut Vec<u8>, data: &[u8], bits: u8) -> PyResult<()> {
         let mut state = lock(&self.state);
         let Some(head) = &state.head else { return Err(not_started()) };
-        head.encode(out, data, bits)?;
+        self.encode(head, out, data, bits)?;
         state.sent = true;
         state.written = data.len() as u64;
         state.writes = 1;
@@ -182,7 +199,7 @@ impl Call {
         let conn = {
             let mut state = lock(&self.state);
             let Some(head) = &state.head else { return Err(SendError::Rule(not_started())) };
-            head.encode(&mut frame, &[], 0).map_err(SendError::Rule)?;
+            self.encode(head, &mut frame, &[], 0).map_err(SendError::Rule)?;
             state.sent = true;
             state.conn.clone().ok_or(SendError::Gone)?
         };
@@ -206,7 +223,7 @@ impl Call {
             let small = block.len() <= HELD_SEND;
             if !state.sent {
                 let (data, bits) = if small { (block, bits) } else { (&[][..], 0) };
-                head.encode(&mut frames, data, bits).map_err(SendError::Rule)?;
+                self.encode(head, &mut frames, data, bits).map_err(SendError::Rule)?;
                 rest = &block[data.len()..];
                 state.sent = true;
             } else if small && !block.is_empty() {

@@ -69,6 +69,9 @@ impl Passed {
     /// Sends the bytes instead of the descriptor. `Ok(false)`: the file has become shorter. Never with the GIL held.
     pub fn send_bytes(&self, conn: &Conn, len: u64) -> Result<bool, Gone> {
         let Ok(file) = self.fd.try_clone().map(File::from) else { return Ok(false) };
+        if len == 0 {
+            conn.send_blocking(&encode::data_header(0, mod_wsgi_wire::frame::flags::END), &[])?;
+        }
         let mut buf = vec![0; limits::MAX_DATA];
         let mut sent = 0;
         while sent < len {

@@ -191,7 +191,9 @@ impl<'py> Response<'_, 'py> {
         encode::file(&mut frame, file.offset, len, flags::END);
         watch::over(self.py);
         let conn = self.conn;
-        let sent = self.py.detach(|| match conn.send_file(&frame, &file.fd) {
+        let no_file = self.call.get().no_file();
+        let passed = || if no_file { Ok(false) } else { conn.send_file(&frame, &file.fd) };
+        let sent = self.py.detach(|| match passed() {
             Ok(false) => file.send_bytes(conn, len),
             other => other,
         });

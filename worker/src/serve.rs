@@ -379,7 +379,7 @@ impl Server {
         fd: Option<OwnedFd>,
         clock: &Clock<'_>,
     ) -> bool {
-        let call = match Py::new(py, Call::new(conn.clone())) {
+        let call = match Py::new(py, Call::new(conn.clone(), request.no_file)) {
             Ok(call) => call,
             Err(_) => return false,
         };

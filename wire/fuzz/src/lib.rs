@@ -98,7 +98,7 @@ pub mod request {
 
     pub fn run(data: &[u8]) {
         let Some((first, payload)) = data.split_first() else { return };
-        let flags = [0, flags::BODY_FD, flags::BODY_STREAM][*first as usize % 3];
+        let flags = [0, flags::BODY_FD, flags::BODY_STREAM, flags::NO_FILE][*first as usize % 4];
         decoded(Header { kind: Kind::Request, flags, len: payload.len() }, payload);
     }
 
@@ -111,6 +111,9 @@ pub mod request {
         let mut out = Vec::new();
         let mut b = RequestBuilder::new(&mut out, r.script_mtime);
         b.timeout(r.timeout);
+        if r.no_file {
+            b.no_file();
+        }
         let mut entries = 0;
         for (key, value) in r.entries() {
             entries += 1;
@@ -126,7 +129,7 @@ pub mod request {
         let begun = r.beginning();
         assert!(r.environ().starts_with(begun));
         assert!(decode::entries(begun).chain(r.entries_from(begun.len())).eq(r.entries()), "the same in two parts");
-        let body = match h.flags {
+        let body = match h.flags & !flags::NO_FILE {
             flags::BODY_FD => Body::Descriptor(r.body_len),
             flags::BODY_STREAM => Body::Stream,
             _ => Body::Inline(r.body.len()),
@@ -138,7 +141,7 @@ pub mod request {
         assert_eq!((h2, total), (h, out.len()));
         // Bytes 36..40 are not looked at, and the length of a stream is not either.
         assert_eq!((&again[..24], &again[32..36], &again[40..]), (&payload[..24], &payload[32..36], &payload[40..]));
-        if h.flags != flags::BODY_STREAM {
+        if h.flags & flags::BODY_STREAM == 0 {
             assert_eq!(again[24..32], payload[24..32]);
         }
     }
