@@ -122,3 +122,8 @@ void mwr_force_reinit(ngx_http_upstream_t *u)
 {
     u->request_sent = 1;
 }
+
+void mwr_free_chain(ngx_pool_t *pool, ngx_chain_t *cl)
+{
+    ngx_free_chain(pool, cl);
+}

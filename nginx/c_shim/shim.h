@@ -53,5 +53,7 @@ unsigned mwr_port(struct sockaddr *sa);
 void mwr_unset_limit_rate(ngx_http_upstream_conf_t *c);
 /* Prepares the reset that ngx_http_upstream_connect does for a request that is sent again. */
 void mwr_force_reinit(ngx_http_upstream_t *u);
+/* ngx_free_chain */
+void mwr_free_chain(ngx_pool_t *pool, ngx_chain_t *cl);
 
 #endif

@@ -15,7 +15,8 @@ use std::rc::Rc;
 
 /// `NGX_CONF_ERROR`
 pub const ERROR: *mut c_char = usize::MAX as *mut c_char;
-const UNSET: sys::ngx_flag_t = sys::NGX_CONF_UNSET as sys::ngx_flag_t;
+/// `NGX_CONF_UNSET`: of request buffering, the group decides.
+pub const UNSET: sys::ngx_flag_t = sys::NGX_CONF_UNSET as sys::ngx_flag_t;
 const UNSET_UINT: sys::ngx_uint_t = sys::ngx_uint_t::MAX;
 const UNSET_SIZE: usize = usize::MAX;
 const UNSET_MSEC: sys::ngx_msec_t = sys::ngx_msec_t::MAX;
@@ -252,10 +253,7 @@ fn merge_upstream(cf: *mut sys::ngx_conf_t, outer: &Location, inner: &mut Locati
     let page = unsafe { sys::ngx_pagesize };
     let (o, i) = (&outer.upstream, &mut inner.upstream);
     or(&mut i.buffering, o.buffering, UNSET, 1);
-    or(&mut i.request_buffering, o.request_buffering, UNSET, 1);
-    if i.request_buffering == 0 {
-        return Err("wsgi_request_buffering off is not in this version: bodies are read whole".to_owned());
-    }
+    or(&mut i.request_buffering, o.request_buffering, UNSET, UNSET);
     or(&mut i.ignore_client_abort, o.ignore_client_abort, UNSET, 0);
     or(&mut i.intercept_errors, o.intercept_errors, UNSET, 0);
     or(&mut i.next_upstream_tries, o.next_upstream_tries, UNSET_UINT, 0);

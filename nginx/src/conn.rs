@@ -12,8 +12,8 @@ use crate::process::Group;
 use crate::sys;
 use mod_wsgi_core::reader::{Item, Reader};
 use mod_wsgi_scoreboard::Lease;
-use mod_wsgi_wire::decode;
 use mod_wsgi_wire::frame::Kind;
+use mod_wsgi_wire::{decode, encode};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -50,6 +50,8 @@ pub struct Wire {
     fds: VecDeque<OwnedFd>,
     /// What is still to come after END, while nobody waits for it.
     late: Reader,
+    /// BODY_END is to be sent before the next request: nobody wanted the body, or its rest.
+    owes_end: bool,
 }
 
 /// Whether a connection leads to this incarnation of its slot.
@@ -93,6 +95,7 @@ fn wire(c: *mut sys::ngx_connection_t, group: Option<Rc<Group>>, slot: u16, slot
         reused: false,
         fds: VecDeque::new(),
         late: Reader::default(),
+        owes_end: false,
     }))
 }
 
@@ -404,6 +407,22 @@ fn transmit(fd: BorrowedFd<'_>, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> R
     }
 }
 
+/// Sends two pieces, one behind the other, on a worker's connection.
+///
+/// # Safety
+/// `fd` is an open socket.
+pub unsafe fn transmit_parts(fd: i32, first: &[u8], second: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: see above.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    loop {
+        let parts = [IoSlice::new(first), IoSlice::new(second)];
+        match sendmsg(fd, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
 /// Frees a wire whose record nginx closes.
 pub fn discard(wire: *mut Wire) {
     if !wire.is_null() {
@@ -426,8 +445,9 @@ pub fn close(wire: *mut Wire) {
     }
 }
 
-/// Takes a connection from a request whose response is whole. `reader` has read it so far.
-pub fn release(wire: *mut Wire, reader: Reader) {
+/// Takes a connection from a request whose response is whole. `reader` has read it so far; `owes_end`: its streamed body
+/// was not sent to its end.
+pub fn release(wire: *mut Wire, reader: Reader, owes_end: bool) {
     // SAFETY: a live wire whose request gives it up; nginx's record and its events live as long as it.
     unsafe {
         let c = &mut *(*wire).c;
@@ -446,6 +466,7 @@ pub fn release(wire: *mut Wire, reader: Reader) {
         c.set_idle(1);
         let done = reader.done();
         (*wire).late = reader;
+        (*wire).owes_end = owes_end;
         (*wire).reused = true;
         if done {
             keep(wire);
@@ -467,6 +488,13 @@ unsafe fn keep(wire: *mut Wire) {
         let c = &mut *(*wire).c;
         if !(*wire).late.is_between() || (*wire).has_fds() || (*c.read).pending_eof() != 0 {
             return close(wire);
+        }
+        if std::mem::take(&mut (*wire).owes_end) {
+            let mut end = Vec::new();
+            encode::empty(&mut end, Kind::BodyEnd, 0);
+            if send((*wire).fd(), &end, SendFlags::NOSIGNAL) != Ok(end.len()) {
+                return close(wire);
+            }
         }
         // All has been read: the next event tells of something new, and no request need look before.
         (*c.read).set_ready(0);

@@ -1,7 +1,8 @@
 //! The content handler: checks what is asked for, has nginx read the body, builds the REQUEST for nginx's upstream.
 #![allow(unsafe_code)]
 
-use crate::config::{Location, Script, Value};
+use crate::config::{Location, Script, UNSET, Value};
+use crate::feed;
 use crate::guard::callback;
 use crate::log;
 use crate::peer::Exchange;
@@ -38,23 +39,27 @@ pub unsafe extern "C" fn handle(r: *mut sys::ngx_http_request_t) -> sys::ngx_int
             return sys::NGX_HTTP_NOT_FOUND as sys::ngx_int_t;
         }
         match admit(&view, location, process) {
-            Ok(()) => begin(&view, location, script, process),
+            Ok(streams) => begin(&view, location, script, process, streams),
             Err(e) => refuse(&view, &e),
         }
     })
 }
 
 /// Refused before a byte of the body is read, or 100 Continue is sent. With a cache nobody knows yet whether a worker is
-/// needed at all.
-fn admit(r: &Request<'_>, location: &Location, process: &Process) -> Result<(), RequestError> {
+/// needed at all. Gives whether bodies are streamed here.
+fn admit(r: &Request<'_>, location: &Location, process: &Process) -> Result<bool, RequestError> {
     let route = &location.route;
-    process.limits(&route.group)?;
+    let limits = process.limits(&route.group)?;
+    let streams = match location.upstream.request_buffering {
+        UNSET => !limits.request_buffering,
+        on => on == 0,
+    };
     if r.has_cache() {
-        return Ok(());
+        return Ok(streams);
     }
     match process.group(&route.group, &route.application)? {
         Some(g) if !g.pool.has_room() => Err(RequestError::QueueFull(g.pool.label())),
-        _ => Ok(()),
+        _ => Ok(streams),
     }
 }
 
@@ -70,7 +75,7 @@ fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
     f.verdict.status as sys::ngx_int_t
 }
 
-fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Process) -> sys::ngx_int_t {
+fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Process, streams: bool) -> sys::ngx_int_t {
     if let Err((status, text)) = check_script(script) {
         log::write(r.log(), Level::Error, &text);
         return status;
@@ -106,6 +111,14 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Proces
         u.input_filter_ctx = raw.cast();
         u.set_accel(1);
         (*raw).state = 0;
+        if streams && feed::is_announced(r) {
+            // Nothing is read before the application asks. The request is in use until its upstream is done with it, as
+            // while a body is read.
+            (*x).feed.stream();
+            (*(*raw).main).set_count((*(*raw).main).count() + 1);
+            sys::ngx_http_upstream_init(raw);
+            return sys::NGX_DONE as sys::ngx_int_t;
+        }
         if r.content_length() > MAX_INLINE_BODY as i64 {
             // A descriptor travels; what nginx would keep in memory had to be written out all the same.
             (*raw).set_request_body_in_file_only(1);
@@ -188,6 +201,7 @@ fn build(r: &Request<'_>, x: &mut Exchange) -> Result<(), RequestError> {
     };
     environ(r, location, script, process, len, x)?;
     match body {
+        _ if x.feed.is_streamed() => {}
         Body::File(fd, _) => {
             // SAFETY: nginx's temporary file is open for as long as the request; the borrow ends here.
             let file = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -224,13 +238,18 @@ fn environ(
     let route = &location.route;
     let mut num = [0u8; 20];
     let mtime = if route.reloading { modified(script) } else { 0 };
+    let streamed = x.feed.is_streamed();
     let mut b = RequestBuilder::new(&mut x.frame, mtime);
-    headers(r, &mut b, route.pass_authorization);
+    headers(r, &mut b, route.pass_authorization, streamed);
     if let Some(t) = r.content_type() {
         b.known(keys::CONTENT_TYPE, t);
     }
-    // The body is presented whole, with its length.
-    if r.is_main() && (r.content_length() >= 0 || r.is_chunked() || body > 0) {
+    if streamed {
+        if let Ok(n) = u64::try_from(r.content_length()) {
+            b.known(keys::CONTENT_LENGTH, decimal(n, &mut num));
+        }
+    } else if r.is_main() && (r.content_length() >= 0 || r.is_chunked() || body > 0) {
+        // The body is presented whole, with its length.
         b.known(keys::CONTENT_LENGTH, decimal(body, &mut num));
     }
     let target = r.target();
@@ -284,6 +303,7 @@ fn environ(
     }
     b.known(keys::URL_SCHEME, scheme);
     b.finish(match body {
+        _ if streamed => encode::Body::Stream,
         n if n > MAX_INLINE_BODY as u64 || matches!(r.body(), Body::File(..)) => encode::Body::Descriptor(n),
         n => encode::Body::Inline(n as usize),
     })?;
@@ -291,14 +311,14 @@ fn environ(
 }
 
 /// The request's headers; fields of one name are joined, as nginx does for its own upstreams.
-fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool) {
+fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool, streamed: bool) {
     let all: Vec<(usize, &[u8], &[u8])> = r.headers().collect();
     for (i, &(hash, name, value)) in all.iter().enumerate() {
         let hidden = match name.len() {
             6 => name.eq_ignore_ascii_case(b"Expect"),
             13 => !pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
             19 => !pass_authorization && name.eq_ignore_ascii_case(b"Proxy-Authorization"),
-            17 => name.eq_ignore_ascii_case(b"Transfer-Encoding"),
+            17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
             _ => false,
         };
         let same = |other: &(usize, &[u8], &[u8])| other.0 == hash && other.1.eq_ignore_ascii_case(name);

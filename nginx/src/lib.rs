@@ -6,6 +6,7 @@
 mod config;
 mod conn;
 mod directives;
+mod feed;
 mod guard;
 mod handler;
 mod hooks;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::conn::{self, OpenError, Wire};
+use crate::feed::{Feed, Left};
 use crate::guard::callback;
 use crate::log;
 use crate::process::{Failure, Group, Process, Ticket, current};
@@ -34,6 +35,8 @@ pub struct Exchange {
     pub frame: Vec<u8>,
     /// The body, when it travels as a descriptor.
     pub body: Option<OwnedFd>,
+    /// The body, when the application reads it while it comes.
+    pub feed: Feed,
     group: Option<Rc<Group>>,
     lease: Option<Lease>,
     pub wire: *mut Wire,
@@ -86,6 +89,7 @@ impl Exchange {
             r,
             frame,
             body: None,
+            feed: Feed::default(),
             group: None,
             lease: None,
             wire: std::ptr::null_mut(),
@@ -390,15 +394,20 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
         let Some(lease) = x.lease.take() else { return conn::discard(wire) };
         let Some(group) = x.group.clone() else { return conn::discard(wire) };
         if x.reader.ended() || (x.reader.done() && !x.not_run) {
+            pc.tries = 0;
+            let left = x.feed.left(x.reader.done());
+            if left == Left::Broken {
+                return conn::discard(wire);
+            }
             // nginx must not close it.
             pc.connection = std::ptr::null_mut();
-            pc.tries = 0;
-            return conn::release(wire, std::mem::take(&mut x.reader));
+            return conn::release(wire, std::mem::take(&mut x.reader), left == Left::End);
         }
         // SAFETY: a live wire.
         let reused = unsafe { (*wire).reused };
         conn::discard(wire);
-        let nothing_ran = x.recalled || x.not_run || group.pool.table.recall(&lease);
+        // Whoever asks for the body has begun, whatever the row says.
+        let nothing_ran = (x.recalled || x.not_run || group.pool.table.recall(&lease)) && !x.feed.has_begun();
         if !nothing_ran {
             if let Some(why) = x.lost.take() {
                 let (label, pid) = (group.pool.label(), group.pool.table.pid(lease.slot));
@@ -474,6 +483,7 @@ impl Exchange {
             n => n as u32,
         };
         self.failure.is_none()
+            && !self.feed.has_begun()
             && self.framer.is_none()
             && mask & case as sys::ngx_uint_t != 0
             && (r.is_idempotent() || mask & any != 0)

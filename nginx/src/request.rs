@@ -202,6 +202,55 @@ impl<'r> Request<'r> {
         (rc == 0).then(|| bytes(&s))
     }
 
+    /// nginx has begun to read the body, or to drop it.
+    pub fn has_body_record(&self) -> bool {
+        !self.rec().request_body.is_null() || self.rec().discard_body() != 0
+    }
+
+    /// The client may be waiting for `100 Continue`.
+    pub fn awaits_continue(&self) -> bool {
+        let r = self.rec();
+        !r.headers_in.expect.is_null() && r.expect_tested() == 0 && r.stream.is_null()
+    }
+
+    /// The connection is not kept, and what the client sends on it is read for a while and dropped.
+    pub fn close_after(&self) {
+        // SAFETY: a live request.
+        unsafe {
+            (*self.raw).set_keepalive(0);
+            (*self.raw).set_lingering_close(1);
+        }
+    }
+
+    /// Has nginx drop the body, of which nothing has been read.
+    pub fn discard_body(&self) {
+        // SAFETY: a live request. The client is not asked for what will be dropped.
+        unsafe {
+            (*self.raw).set_expect_tested(1);
+            if self.rec().keepalive() == 0 && self.rec().stream.is_null() {
+                // The lingering end of the connection does it.
+                return;
+            }
+            if sys::ngx_http_discard_request_body(self.raw) != 0 {
+                (*self.raw).set_keepalive(0);
+            }
+        }
+    }
+
+    /// What has been read of a body is not there any more for whoever serves the request next, and the client need not
+    /// hurry with the rest.
+    pub fn forget_body(&self) {
+        // SAFETY: a live request; its body's record is null or nginx's, its connection outlives it.
+        unsafe {
+            if let Some(body) = (*self.raw).request_body.as_mut() {
+                body.bufs = std::ptr::null_mut();
+            }
+            if self.rec().reading_body() != 0 {
+                sys::mwr_del_timer((*self.rec().connection).read);
+            }
+        }
+    }
+
     /// The buffers of the body that has been read.
     pub fn body(&self) -> Body<'r> {
         // SAFETY: null, or the record nginx has filled while it read the body.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::conn::Wire;
+use crate::feed;
 use crate::guard::callback;
 use crate::handler::exchange;
 use crate::log;
@@ -77,6 +78,7 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
             u.buffer.pos = unsafe { u.buffer.pos.add(used) };
             match item {
                 Item::Log(level) => log::write(view.log(), level, &String::from_utf8_lossy(x.reader.text())),
+                Item::Continue => feed::asked(u, x),
                 Item::Abort(AbortReason::NotRun) => {
                     x.not_run = true;
                     return sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t;
@@ -158,6 +160,9 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
         if !name.eq_ignore_ascii_case(b"content-length") && !add_field(r, u, name, value) {
             return ERROR;
         }
+    }
+    if whole.is_some() {
+        feed::answered_whole(r, x);
     }
     u.headers_in.content_length_n = framer.content_length().map_or(-1, |n| n as sys::off_t);
     x.framer = Some(framer);
@@ -309,7 +314,9 @@ fn next(r: &Request<'_>, x: &mut Exchange, bytes: &[u8]) -> (usize, Piece) {
                     }
                 }
             }
-            Item::Continue | Item::Mark => {}
+            // SAFETY: the upstream is a record of its own; the caller's reference to it is not used meanwhile.
+            Item::Continue => feed::asked(unsafe { &mut *r.upstream() }, x),
+            Item::Mark => {}
         }
         if x.reader.ended() && !had_ended {
             return (total, Piece::End);
@@ -527,6 +534,11 @@ pub unsafe extern "C" fn pipe_filter(p: *mut sys::ngx_event_pipe_t, buf: *mut sy
             if last.is_null() {
                 return sys::ngx_event_pipe_add_free_buf(p, buf);
             }
+            if x.reader.is_between() && !x.reader.ended() {
+                // A block of the application ends here, and nobody knows when the next one comes: neither TLS nor gzip
+                // keeps it back.
+                (*last).set_flush(1);
+            }
             (*last).shadow = buf;
             (*last).set_last_shadow(1);
         }
@@ -554,6 +566,7 @@ unsafe fn append(p: *mut sys::ngx_event_pipe_t, link: *mut sys::ngx_chain_t) {
 /// The request leaves the upstream. A response that broke off must look so: where only the connection's end marks the
 /// body's, it is reset.
 pub fn finalize(r: &Request<'_>, x: &mut Exchange, rc: sys::ngx_int_t) {
+    feed::settle(r, x, rc);
     let broken = rc != OK && rc != sys::NGX_DECLINED as sys::ngx_int_t;
     if !broken || x.framer.is_none() {
         return;

@@ -340,8 +340,6 @@ def test_validated_reading(server: Site, rightful) -> None:
 def test_client_leaves_in_its_body(server: Site, post: Poster) -> None:
     """A body that ends early is never an empty read: a buffered application does not run at all, a streaming one gets
     OSError, which sticks."""
-    if BODIES[post.kind].streamed and not server.STREAMS:
-        pytest.skip("bodies are read whole here")
     server.allow_log(server.CLIENT_FAULTS)
 
     def app(environ, start_response):
@@ -361,6 +359,9 @@ def test_client_leaves_in_its_body(server: Site, post: Poster) -> None:
     raw = post.raw(case, LINES * 10)
     with server.connect() as c:
         c.send(raw[:-100])
+        if BODIES[post.kind].streamed:
+            # before it has begun a request may well be taken back
+            case.wait_notes("runs")
         c.sock.shutdown(1)
         with contextlib.suppress(ConnectionResetError):
             while c.sock.recv(1 << 16):

@@ -29,7 +29,7 @@ class Nginx(Server):
         **kw: Any,
     ):
         super().__init__(config, **kw)
-        self.in_server, self.main, self.workers, self.daemon = server, main, workers, daemon
+        self.in_server, self.main, self.worker_processes, self.daemon = server, main, workers, daemon
         self.http_config = http_config
         if "master_process off" in main:
             # nothing is said of worker processes
@@ -59,7 +59,7 @@ class Nginx(Server):
         lines = [
             f"load_module {product.nginx_module()};",
             f"daemon {'on' if self.daemon else 'off'};",
-            f"worker_processes {self.workers};",
+            f"worker_processes {self.worker_processes};",
             f"pid {self.run}/nginx.pid;",
             f"error_log {self.error_log} info;",
             *([f"user {user} {group};"] if product.IS_ROOT else []),

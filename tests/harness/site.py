@@ -86,7 +86,7 @@ keepalive_timeout 3s;
 location /mounted/below { wsgi_script {apps}/conform.wsgi mount=/mounted/below; }
 location /case { wsgi_script {apps}/cases.wsgi mount=/case; }
 location /single { wsgi_script {apps}/cases.wsgi mount=/single; wsgi_process_group single; }
-location /streamed { wsgi_script {apps}/cases.wsgi mount=/streamed; }
+location /streamed { wsgi_script {apps}/cases.wsgi mount=/streamed; wsgi_request_buffering off; }
 location /checked { wsgi_script {apps}/cases.wsgi mount=/checked; wsgi_callable_object validated; }
 location / {
     wsgi_script {apps}/conform.wsgi;
@@ -134,8 +134,6 @@ class Site(Apache):
     #: what configuration says of a request replaces what the client or the server says
     SETTINGS_WIN = False
     LENIENT: dict[str, bytes | None] = {}
-    #: request bodies can be read by the application while they come
-    STREAMS = True
     #: SERVER_PORT is the one of the Host header
     PORT_FROM_HOST = True
     #: lines of the server's log about requests that are not HTTP, or whose client left
@@ -187,7 +185,6 @@ class NginxSite(Nginx):
         "name-that-is-no-token": b"abc",
         "name-with-high-byte": b"abc",
     }
-    STREAMS = False
     PORT_FROM_HOST = False
     CLIENT_FAULTS = r"\[(info|error)\].*(client|MWR02\d\d)"
     TOO_LARGE = r"client intended to send too large|MWR02\d\d"

@@ -111,8 +111,8 @@ directives! {
         "The first buffer of a response. Larger heads than it are read all the same, up to 256 KiB.";
     "wsgi_busy_buffers_size" "size" "8k|16k" Location Upstream(Setting::BusyBuffersSize),
         "As uwsgi_busy_buffers_size.";
-    "wsgi_request_buffering" "on | off" "on" Location Upstream(Setting::RequestBuffering),
-        "Whether the request's body is read whole before a worker hears of the request.";
+    "wsgi_request_buffering" "on | off" "request-buffering of the process group, else on" Location Upstream(Setting::RequestBuffering),
+        "on: a request's body is read whole before a worker hears of the request, so that a slow sender holds no Python thread. off: the application reads the body while the client sends it, and may answer meanwhile; nothing of it is read before the application asks for it.";
     "wsgi_connect_timeout" "time" "60s" Location Upstream(Setting::ConnectTimeout),
         "Longest wait for a first ready worker and for its greeting; startup-timeout and queue-timeout of the group bound it too.";
     "wsgi_send_timeout" "time" "60s" Location Upstream(Setting::SendTimeout),

@@ -9,16 +9,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from harness import http, procs
+from harness import http, kinds, procs
 from harness.apache import Apache
-from harness.server import running
+from harness.nginx import Nginx
+from harness.server import Server, running
 from harness.wait import wait_until
 
-CONFIG = """
+APACHE = """
 WSGIDaemonProcess main processes=1 threads=8 request-buffering=off
 WSGIProcessGroup main
 WSGIApplicationGroup %{GLOBAL}
@@ -32,20 +33,49 @@ WSGIRequestBuffering On
 LimitRequestBody 100000
 </Location>
 """
+NGINX_HTTP = "wsgi_daemon_process main processes=1 threads=8 request-buffering=off;"
+NGINX = """
+wsgi_process_group main;
+client_max_body_size 0;
+client_body_timeout 20s;
+location /aliased {
+    wsgi_script {apps}/streaming.wsgi mount=/aliased;
+    wsgi_request_buffering on;
+}
+location / {
+    wsgi_script {apps}/streaming.wsgi;
+    location /keys/buffered { wsgi_script {apps}/streaming.wsgi; wsgi_request_buffering on; }
+    location /tell/limited { wsgi_script {apps}/streaming.wsgi; client_max_body_size 100000; }
+}
+"""
+ALL = ["event", "worker", "prefork", *(["nginx"] if "nginx" in kinds.KINDS else [])]
 
 
-@pytest.fixture(scope="module", params=["event", "worker", "prefork"])
-def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
-    with running(Apache(CONFIG, mpm=request.param, tls=True)) as apache:
-        yield apache
+def made(kind: str, timeout: int = 20, **kw: object) -> Server:
+    """The site on a server of that kind, not started."""
+    if kind == "nginx":
+        config = NGINX.replace("timeout 20s", f"timeout {timeout}s")
+        return Nginx(config, http_config=NGINX_HTTP, **kw)  # type: ignore[arg-type]
+    return Apache(APACHE.replace("Timeout 20", f"Timeout {timeout}"), mpm=kind, **kw)  # type: ignore[arg-type]
 
 
-def notes(server: Apache) -> list[str]:
+@pytest.fixture(scope="module", params=ALL)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running(made(request.param, tls=True)) as site:
+        yield site
+
+
+def name_of(server: Server) -> str:
+    """The kind of server, for names that must differ."""
+    return server.mpm if isinstance(server, Apache) else server.NAME
+
+
+def notes(server: Server) -> list[str]:
     path = server.scratch / "notes"
     return path.read_text().splitlines() if path.exists() else []
 
 
-def noted(server: Apache, line: str) -> None:
+def noted(server: Server, line: str) -> None:
     wait_until(lambda: line in notes(server), 10, f"the application notes '{line}'; has {notes(server)[-5:]}")
 
 
@@ -60,14 +90,14 @@ def post(target: str, *fields: tuple[str, str]) -> bytes:
 CHUNKED = ("Transfer-Encoding", "chunked")
 
 
-def raises(server: Apache) -> None:
+def raises(server: Server) -> None:
     """The application will raise OSError: message, traceback with its indented lines, the exception at its end."""
     server.expect_log(r"OSError: \[Errno 5\] the client has closed")
     server.allow_log(r"MWR0430: exception OSError|Traceback|\]  +")
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_conversation(server: Apache, tls: bool) -> None:
+def test_a_conversation(server: Server, tls: bool) -> None:
     """W5: each line is answered before the next is sent."""
     with http.Connection(server.tls_port if tls else server.port, tls=tls) as c:
         c.send(post("/lines", CHUNKED))
@@ -82,9 +112,9 @@ def test_a_conversation(server: Apache, tls: bool) -> None:
 
 @pytest.mark.parametrize("size", [100_000_000, 1_000_000])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_both_ways_at_once(server: Apache, size: int, framing: str) -> None:
+def test_both_ways_at_once(server: Server, size: int, framing: str) -> None:
     """W5: 100 MB in each direction, sender and receiver side by side."""
-    if size > 1_000_000 and (server.mpm == "worker" or framing == "chunked"):
+    if size > 1_000_000 and (name_of(server) == "worker" or framing == "chunked"):
         pytest.skip("the large one runs once for each kind of process")
     block = os.urandom(1_000_000)
     with http.Connection(server.port) as c:
@@ -106,7 +136,7 @@ def test_both_ways_at_once(server: Apache, size: int, framing: str) -> None:
     assert hashlib.sha256(r.body).digest() == hashlib.sha256(block * (size // len(block))).digest()
 
 
-def test_no_deadlock_when_nobody_reads_first(server: Apache) -> None:
+def test_no_deadlock_when_nobody_reads_first(server: Server) -> None:
     """W5: the client sends everything before it reads, the application writes much before it reads."""
     data = os.urandom(1 << 20) * 20
     with http.Connection(server.port, timeout=60) as c:
@@ -117,7 +147,7 @@ def test_no_deadlock_when_nobody_reads_first(server: Apache) -> None:
     assert r.body[20 << 20 :].decode() == f"{len(data)} {hashlib.sha256(data).hexdigest()}"
 
 
-def test_refused_without_reading(server: Apache) -> None:
+def test_refused_without_reading(server: Server) -> None:
     """W5: an application answers before the client has sent its body; the client is not asked for it, and a large one
     that it sends all the same does not keep the connection."""
     for size, kept in ((10_000_000, False), (100, True)):
@@ -133,7 +163,7 @@ def test_refused_without_reading(server: Apache) -> None:
                 assert c.ended() == "eof"
 
 
-def test_refused_in_blocks(server: Apache) -> None:
+def test_refused_in_blocks(server: Server) -> None:
     """W5: the same where the answer's head is on its way before its end is known."""
     for size, kept in ((10_000_000, False), (100, True)):
         # less than the 20 s after which mod_reqtimeout would end it
@@ -148,7 +178,7 @@ def test_refused_in_blocks(server: Apache) -> None:
                 assert c.ended() == "eof"
 
 
-def test_no_continue_inside_an_answer(server: Apache) -> None:
+def test_no_continue_inside_an_answer(server: Server) -> None:
     """W5: an application that reads after it has begun to answer: too late for `100 Continue`."""
     with http.Connection(server.port) as c:
         c.send(post("/answer_first?1", ("Content-Length", "5"), ("Expect", "100-continue")))
@@ -159,7 +189,7 @@ def test_no_continue_inside_an_answer(server: Apache) -> None:
         assert r.body == b"a" * (1 << 20) + f"5 {hashlib.sha256(b'hello').hexdigest()}".encode()
 
 
-def test_refused_with_expect(server: Apache) -> None:
+def test_refused_with_expect(server: Server) -> None:
     """W5: `Expect: 100-continue` and an application that does not read: the final answer alone."""
     with http.Connection(server.port) as c:
         c.send(post("/refuse", ("Content-Length", "10000"), ("Expect", "100-continue")))
@@ -167,7 +197,7 @@ def test_refused_with_expect(server: Apache) -> None:
         assert (r.status, r.interim) == (403, [])
 
 
-def test_refused_in_the_middle(server: Apache) -> None:
+def test_refused_in_the_middle(server: Server) -> None:
     """W5: an application that has read enough answers; the worker serves on."""
     with http.Connection(server.port) as c:
         c.send(post("/refuse_later", CHUNKED) + chunk(b"0123456789abcdef"))
@@ -177,7 +207,7 @@ def test_refused_in_the_middle(server: Apache) -> None:
         assert server.get("/digest", method="POST", body=b"abc").text.startswith("3 ")
 
 
-def test_continue_only_when_the_application_reads(server: Apache) -> None:
+def test_continue_only_when_the_application_reads(server: Server) -> None:
     """W5: 100 Continue is sent at the first read, not before."""
     (server.scratch / "gate").unlink(missing_ok=True)
     (server.scratch / "notes").unlink(missing_ok=True)
@@ -196,7 +226,7 @@ def test_continue_only_when_the_application_reads(server: Apache) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 3_000_000])
 @pytest.mark.parametrize("how", ["length", "chunked", "tls"])
-def test_sizes(server: Apache, size: int, how: str) -> None:
+def test_sizes(server: Server, size: int, how: str) -> None:
     """W5: bodies of every size arrive whole, several on one connection."""
     data = os.urandom(size)
     tls = how == "tls"
@@ -211,7 +241,7 @@ def test_sizes(server: Apache, size: int, how: str) -> None:
             assert (r.status, r.text) == (200, want)
 
 
-def test_environ(server: Apache) -> None:
+def test_environ(server: Server) -> None:
     """W5: only a streamed chunked body is seen as chunked; places and aliases choose."""
 
     def keys(target: str, *fields: tuple[str, str], body: bytes) -> list[object]:
@@ -225,11 +255,11 @@ def test_environ(server: Apache) -> None:
     assert keys("/aliased/keys", CHUNKED, body=http.chunked(b"abc")) == ["3", None, None, True, "abc"]
 
 
-def test_the_client_leaves(server: Apache) -> None:
+def test_the_client_leaves(server: Server) -> None:
     """W5, W11: whoever reads a body whose client leaves gets OSError, never a short body; the row is free again."""
     raises(server)
     for i, start in enumerate((("Content-Length", "1000000"), CHUNKED)):
-        name = f"leaves{server.mpm}{i}"
+        name = f"leaves{name_of(server)}{i}"
         c = http.Connection(server.port)
         c.send(post(f"/tell?{name}", start) + (chunk(b"abc") if start == CHUNKED else b"abc"))
         noted(server, f"{name} started")
@@ -239,29 +269,33 @@ def test_the_client_leaves(server: Apache) -> None:
     assert server.get("/digest", method="POST", body=b"abc").text.startswith("3 ")
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_the_client_stops_sending(apache: Callable[..., Apache], mpm: str) -> None:
-    """W5: a client that sends nothing for Timeout seconds gets 408, the application OSError."""
-    short = apache(CONFIG.replace("Timeout 20", "Timeout 1"), mpm=mpm)
-    raises(short)
-    with short.connect() as c:
-        c.send(post("/tell?stops", ("Content-Length", "1000")) + b"abc")
-        r = c.response()
-        assert r.status == 408
-    noted(short, "stops OSError 5")
+@pytest.mark.parametrize("kind", [k for k in ALL if k != "worker"])
+def test_the_client_stops_sending(kind: str) -> None:
+    """W5: a client that sends nothing for Timeout (client_body_timeout) gets 408 from httpd, no answer from nginx, as ever;
+    the application gets OSError."""
+    with running(made(kind, timeout=1)) as short:
+        raises(short)
+        with short.connect() as c:
+            c.send(post("/tell?stops", ("Content-Length", "1000")) + b"abc")
+            if kind == "nginx":
+                assert c.ended() == "eof"
+            else:
+                assert c.response().status == 408
+        noted(short, "stops OSError 5")
+        short.log.wait("OSError: .Errno 5. the client has closed")
 
 
-def test_over_the_limit(server: Apache) -> None:
+def test_over_the_limit(server: Server) -> None:
     """W4, W5: LimitRequestBody holds for streamed bodies: an announced one is refused unread, a chunked one while it
     comes."""
     raises(server)
-    server.allow_log(r"AH0158\d|AH01591")
+    server.allow_log(r"AH0158\d|AH01591|client intended to send too large")
     with http.Connection(server.port) as c:
         c.send(post("/tell/limited?refused", ("Content-Length", "100001")))
         r = c.response()
         assert (r.status, r.interim) == (413, [])
     assert "refused started" not in notes(server)
-    name = f"cut{server.mpm}"
+    name = f"cut{name_of(server)}"
     with http.Connection(server.port) as c:
         c.send(post(f"/tell/limited?{name}", CHUNKED) + chunk(b"x" * 50_000))
         noted(server, f"{name} started")
@@ -270,11 +304,11 @@ def test_over_the_limit(server: Apache) -> None:
     noted(server, f"{name} OSError 5")
 
 
-def test_a_bad_chunk(server: Apache) -> None:
+def test_a_bad_chunk(server: Server) -> None:
     """W5, W13: broken framing in a streamed body is a 400 and an OSError, never the end of the body."""
     raises(server)
-    server.allow_log(r"AH01590")
-    name = f"bad{server.mpm}"
+    server.allow_log(r"AH01590|client sent invalid chunked body")
+    name = f"bad{name_of(server)}"
     with http.Connection(server.port) as c:
         c.send(post(f"/tell?{name}", CHUNKED) + chunk(b"good"))
         noted(server, f"{name} started")
@@ -283,7 +317,7 @@ def test_a_bad_chunk(server: Apache) -> None:
     noted(server, f"{name} OSError 5")
 
 
-def test_an_unread_rest_leaves_the_worker_connection_usable(server: Apache) -> None:
+def test_an_unread_rest_leaves_the_worker_connection_usable(server: Server) -> None:
     """W5: after bodies that were not read, or half, the connection to the worker serves on; nothing piles up."""
 
     def once() -> None:
@@ -304,7 +338,7 @@ def test_an_unread_rest_leaves_the_worker_connection_usable(server: Apache) -> N
     wait_until(lambda: descriptors() <= before + 4, 10, "descriptors of the worker")
 
 
-def test_a_slow_reader_does_not_hold_the_body(server: Apache) -> None:
+def test_a_slow_reader_does_not_hold_the_body(server: Server) -> None:
     """W5: while the client reads nothing of the answer, its body still goes to the application."""
     data = b"b" * 30_000_000
     with http.Connection(server.port, timeout=60) as c:
@@ -317,7 +351,7 @@ def test_a_slow_reader_does_not_hold_the_body(server: Apache) -> None:
 
 
 @pytest.mark.parametrize("target", ["/aliased/digest", "/digest", "/refuse", "/refuse_later"])
-def test_connections_to_the_worker_are_kept(server: Apache, target: str) -> None:
+def test_connections_to_the_worker_are_kept(server: Server, target: str) -> None:
     """DESIGN 5, W5: requests of one process follow each other on one connection to the worker, also after bodies that
     were not read."""
     (worker,) = server.workers("main")
