@@ -1,4 +1,6 @@
 #include "shim.h"
+#include <sys/ioctl.h>
+#include <linux/sockios.h>
 
 void mwr_insert_tail(apr_bucket_brigade *bb, apr_bucket *b)
 {
@@ -81,4 +83,10 @@ int mwr_cgi_passes_authorization(request_rec *r)
 {
     core_dir_config *d = ap_get_core_module_config(r->per_dir_config);
     return d->cgi_pass_auth == AP_CGI_PASS_AUTH_ON;
+}
+
+unsigned int mwr_unsent(int fd)
+{
+    int n = 0;
+    return ioctl(fd, SIOCOUTQ, &n) == 0 && n > 0 ? (unsigned int)n : 0;
 }

@@ -48,5 +48,7 @@ int mwr_enable_sendfile(request_rec *r);
 int mwr_rejects_path_info(const request_rec *r);
 /* CGIPassAuth of the request's place. */
 int mwr_cgi_passes_authorization(request_rec *r);
+/* SIOCOUTQ: bytes that a socket holds and its peer has not acknowledged; 0 = the kernel does not say. */
+unsigned int mwr_unsent(int fd);
 
 #endif

@@ -166,10 +166,14 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
         upload::Received::File(fd, ..) => Some(fd.as_fd()),
         upload::Received::Nothing | upload::Received::Streamed(_) => None,
     };
-    let mut out = Outgoing { frame: &mut scratch.frame, body: file };
+    // As in mod_wsgi, what is not set is the server's Timeout.
+    let silence = route.limits.socket_timeout.unwrap_or(r.timeout());
+    let patience = route.limits.response_socket_timeout.unwrap_or(silence);
+    let silence_limit = (!silence.is_zero()).then_some(silence);
+    let mut out = Outgoing { frame: &mut scratch.frame, body: file, silence: silence_limit };
     let key = (&*route.group, &*route.application);
     let feed = match body {
-        upload::Received::Streamed(announced) => Some(Feed::new(*r, announced)),
+        upload::Received::Streamed(announced) => Some(Feed::new(*r, announced, silence)),
         _ => None,
     };
     let begun = exchange::begin(link, key, route.limits, &mut out, r, &mut scratch.inbox);
@@ -177,7 +181,8 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
         // httpd would ask for the body, and read it, before it sends the error.
         r.close_after();
     }
-    reply::send(r, begun?, &mut scratch.inbox, feed, runtime.store(), route.error_override)
+    let manner = reply::Manner { store: runtime.store(), error_pages: route.error_override, patience };
+    reply::send(r, begun?, &mut scratch.inbox, feed, manner)
 }
 
 fn select<'r>(r: &Request<'r>, s: &Selector, env_only_literal: impl Fn(&Selector) -> Cow<'r, str>) -> Cow<'r, str> {

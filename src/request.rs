@@ -350,6 +350,13 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Bytes that the client's socket holds and the client has not acknowledged; 0 where there is no socket to ask.
+    pub fn unsent(&self) -> u32 {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the shim asks the kernel about a descriptor that the connection keeps open, and writes nowhere of ours.
+        self.client_socket().map_or(0, |fd| unsafe { sys::mwr_unsent(fd.as_raw_fd()) })
+    }
+
     /// The server's Timeout.
     pub fn timeout(&self) -> std::time::Duration {
         // SAFETY: a request's server outlives it.

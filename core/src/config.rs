@@ -262,6 +262,7 @@ impl GroupError {
 /// The numbers a request needs of a group.
 pub fn limits(o: &GroupOptions) -> Limits {
     let span = |v: Option<f64>, default: f64| Duration::from_secs_f64(v.unwrap_or(default));
+    let given = |v: Option<f64>| v.filter(|s| *s > 0.0).map(Duration::from_secs_f64);
     let queue = span(o.queue_timeout, defaults::QUEUE_TIMEOUT);
     let startup = span(o.startup_timeout, defaults::STARTUP_TIMEOUT);
     Limits {
@@ -269,6 +270,9 @@ pub fn limits(o: &GroupOptions) -> Limits {
         startup_timeout: if startup.is_zero() { Duration::from_secs(3600) } else { startup },
         maximum_application_groups: o.maximum_application_groups.unwrap_or(defaults::MAXIMUM_APPLICATION_GROUPS),
         request_buffering: o.request_buffering.unwrap_or(true),
+        connect_timeout: span(o.connect_timeout, defaults::CONNECT_TIMEOUT),
+        socket_timeout: given(o.socket_timeout),
+        response_socket_timeout: given(o.response_socket_timeout).or(given(o.socket_timeout)),
     }
 }
 

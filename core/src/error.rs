@@ -23,6 +23,10 @@ pub enum RequestError {
     QueueTimeout { group: String, seconds: u64 },
     #[error("process group '{group}': worker {pid} died or closed the connection while it ran the request")]
     WorkerDied { group: String, pid: u32 },
+    #[error(
+        "process group '{group}': nothing has moved between worker {pid} and the server for {seconds} s (socket-timeout)"
+    )]
+    Silent { group: String, pid: u32, seconds: f64 },
     #[error("process group '{group}': worker {pid} broke the protocol: {error}")]
     WorkerProtocol { group: String, pid: u32, error: String },
     #[error("process group '{group}': request could not be delivered after {tries} tries: {error}")]
@@ -74,6 +78,7 @@ impl RequestError {
             QueueFull(_) => Verdict { retry_after: Some(1), ..later("MWR0205") },
             QueueTimeout { .. } => v(504, Level::Error, "MWR0206"),
             WorkerDied { .. } => v(502, Level::Error, "MWR0207"),
+            Silent { .. } => v(504, Level::Error, "MWR0218"),
             WorkerProtocol { .. } => v(502, Level::Error, "MWR0208"),
             Undeliverable { .. } => later("MWR0209"),
             Supervisor(_) => later("MWR0210"),

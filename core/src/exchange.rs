@@ -31,8 +31,10 @@ const SLICE: Duration = Duration::from_millis(250);
 const ROW_SLICE: Duration = Duration::from_millis(20);
 /// Times a request is recalled and sent again before it is given up.
 const MAX_RECALLS: u32 = 20;
-/// How long connections may fail before a request is given up: a supervisor notices a dead worker much sooner.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Pause after a connection that failed, more each time it happens again. A worker that is just dying stays READY until
+/// its supervisor has noticed.
+const CONNECT_PAUSE: Duration = Duration::from_millis(2);
+const CONNECT_PAUSE_MOST: Duration = Duration::from_millis(100);
 
 /// What is to be sent.
 pub struct Outgoing<'a> {
@@ -40,6 +42,8 @@ pub struct Outgoing<'a> {
     pub frame: &'a mut [u8],
     /// The body, when it travels as a descriptor.
     pub body: Option<BorrowedFd<'a>>,
+    /// Longest time in which the worker that runs it sends nothing; `None` = any.
+    pub silence: Option<Duration>,
 }
 
 /// A request that a worker has been given.
@@ -49,6 +53,8 @@ pub struct Exchange {
     lease: Lease,
     /// The connection has served a request before.
     reused: bool,
+    /// See [`Outgoing::silence`].
+    silence: Option<Duration>,
     ended: bool,
     done: bool,
     /// FILE frames so far.
@@ -113,6 +119,8 @@ pub fn begin(
     let mut avoid = None;
     let mut last = String::new();
     let (mut tries, mut recalls) = (0, 0);
+    // Since when connections fail, and the next pause.
+    let mut failing: Option<(Instant, Duration)> = None;
     let mut pool = link.pool(key.0, key.1, limits)?;
     while recalls < MAX_RECALLS {
         inbox.clear();
@@ -138,24 +146,37 @@ pub fn begin(
             None => pool.open_conn(&lease, number),
         };
         let conn = match conn {
-            Ok(conn) => conn,
+            Ok(conn) => {
+                failing = None;
+                conn
+            }
             Err(e) => {
                 // Nothing was sent, so nobody can have claimed it.
                 pool.table.recall(&lease);
                 pool.pass_over(lease.slot);
                 last = e.to_string();
                 avoid = Some(lease.slot);
-                // A worker that is just dying stays READY until its supervisor has noticed.
-                if poll_both(None, client, Duration::from_millis(2)) {
-                    return Err(RequestError::ClientGone);
-                }
-                if started.elapsed() > CONNECT_LIMIT {
+                let (since, pause) = failing.unwrap_or((Instant::now(), CONNECT_PAUSE));
+                failing = Some((since, (pause * 2).min(CONNECT_PAUSE_MOST)));
+                if since.elapsed() >= limits.connect_timeout {
                     break;
+                }
+                if poll_both(None, client, pause) {
+                    return Err(RequestError::ClientGone);
                 }
                 continue;
             }
         };
-        let mut x = Exchange { pool: pool.clone(), conn, lease, reused, ended: false, done: false, files: 0 };
+        let mut x = Exchange {
+            pool: pool.clone(),
+            conn,
+            lease,
+            reused,
+            silence: out.silence,
+            ended: false,
+            done: false,
+            files: 0,
+        };
         match x.deliver(out, client, inbox, started)? {
             Sent::Answering => return Ok(x),
             // At most once for each slot: its other idle connections go too.
@@ -302,6 +323,8 @@ impl Exchange {
     fn wait(&self, client: &dyn ClientWatch, inbox: &mut Inbox, started: Instant) -> Result<Sent, RequestError> {
         let (pool, lease) = (&*self.pool, &self.lease);
         let mut first = true;
+        // Since when the worker has been seen to run the request and to say nothing.
+        let mut silent: Option<Instant> = None;
         loop {
             match self.conn.receive(inbox, first) {
                 Ok(Received::Bytes) => return Ok(Sent::Answering),
@@ -325,11 +348,29 @@ impl Exchange {
                     Err(e) => Err(self.died(e)),
                 };
             }
-            if poll_both(Some(self.conn.fd()), client, if sent { ROW_SLICE } else { SLICE }) {
+            let mut slice = if sent { ROW_SLICE } else { SLICE };
+            if let Some(limit) = self.silence.filter(|_| !sent) {
+                let left = limit.saturating_sub(silent.get_or_insert_with(Instant::now).elapsed());
+                if left.is_zero() {
+                    return Err(self.silent(limit));
+                }
+                slice = slice.min(left);
+            }
+            if poll_both(Some(self.conn.fd()), client, slice) {
                 pool.table.recall(lease);
                 return Err(RequestError::ClientGone);
             }
         }
+    }
+
+    /// Nothing has moved for as long as it may.
+    pub fn silent(&self, limit: Duration) -> RequestError {
+        RequestError::Silent { group: self.pool.label(), pid: self.pid(), seconds: limit.as_secs_f64() }
+    }
+
+    /// Longest time in which nothing may move.
+    pub fn silence(&self) -> Option<Duration> {
+        self.silence
     }
 
     /// Process id of the worker, for messages.

@@ -41,6 +41,9 @@ pub struct GroupOptions {
     pub interrupt_timeout: Option<f64>,
     pub deadlock_timeout: Option<f64>,
     pub eviction_timeout: Option<f64>,
+    pub connect_timeout: Option<f64>,
+    pub socket_timeout: Option<f64>,
+    pub response_socket_timeout: Option<f64>,
     /// mod_wsgi options that were given and have no effect in this version.
     pub without_effect: Vec<&'static str>,
 }
@@ -58,6 +61,7 @@ pub mod defaults {
     pub const INTERRUPT_TIMEOUT: f64 = 0.0;
     pub const DEADLOCK_TIMEOUT: f64 = 300.0;
     pub const EVICTION_TIMEOUT: f64 = 0.0;
+    pub const CONNECT_TIMEOUT: f64 = 15.0;
     pub const APPLICATION_IDLE: f64 = 600.0;
     pub const MAXIMUM_APPLICATION_GROUPS: u16 = 32;
 }
@@ -85,9 +89,13 @@ pub enum Express {
 }
 
 impl OptionSpec {
-    /// Its name in nginx's configuration.
-    pub fn nginx_name(&self) -> String {
-        self.name.replace('-', "_")
+    /// What decides in its place on nginx, where it is refused.
+    pub fn instead_on_nginx(&self) -> Option<&'static str> {
+        match self.name {
+            "socket-timeout" => Some("wsgi_read_timeout, wsgi_send_timeout and client_body_timeout"),
+            "response-socket-timeout" => Some("send_timeout"),
+            _ => None,
+        }
     }
 
     /// Whether it may be given more than once.
@@ -257,6 +265,12 @@ options! {
         |o, v| { o.deadlock_timeout = Some(interval(v)?); Ok(()) };
     "eviction-timeout" "seconds, 0 = graceful-timeout" "0" Same, "Time a worker has to finish its requests after it has got SIGUSR1; its successor starts first."
         |o, v| { o.eviction_timeout = Some(seconds(v)?); Ok(()) };
+    "connect-timeout" "seconds, 0 = one failure is enough" "15" Same, "Longest time in which no connection to a worker can be made; then 503. Waiting for a first ready worker is startup-timeout, for a thread queue-timeout."
+        |o, v| { o.connect_timeout = Some(seconds(v)?); Ok(()) };
+    "socket-timeout" "seconds, 0 = the server's Timeout" "0" Same, "Longest time in which nothing moves between the server and the worker that runs the request, in either direction: the application sends no head and no block, or does not take the body that is streamed to it. Then 504, or the response breaks off; the application learns it at its next block or read. The same for a client that does not go on with a streamed body: 408. Waits for a client that takes the response slowly do not count."
+        |o, v| { o.socket_timeout = Some(seconds(v)?); Ok(()) };
+    "response-socket-timeout" "seconds, 0 = socket-timeout" "0" Same, "Longest time in which a client takes nothing of a response that the application has not ended; then the connection is closed. One that takes a byte is never cut. What is left when the application has ended is httpd's to send, by Timeout."
+        |o, v| { o.response_socket_timeout = Some(seconds(v)?); Ok(()) };
     "shutdown-timeout" "seconds" "5" Same, "Time a worker has for its exit handlers before it is killed."
         |o, v| { o.shutdown_timeout = Some(seconds(v)?); Ok(()) };
     "application-idle" "seconds, 0 = never" "600" No, "Workers of an application group other than %{GLOBAL} end after this time without a request."
@@ -295,19 +309,16 @@ options! {
 /// is named in a start-up warning.
 pub const WITHOUT_EFFECT: &[&str] = &[
     "chroot",
-    "connect-timeout",
     "cpu-priority",
     "header-buffer-size",
     "python-eggs",
     "receive-buffer-size",
     "response-buffer-size",
     "response-flush-delay",
-    "response-socket-timeout",
     "script-group",
     "script-user",
     "send-buffer-size",
     "server-metrics",
-    "socket-timeout",
     "socket-user",
     "stack-size",
     "switch-interval",
@@ -339,6 +350,19 @@ pub fn parse(words: &[String]) -> Result<GroupOptions, String> {
         return Err(format!("WSGIDaemonProcess {name}: python= and python-home= exclude each other"));
     }
     Ok(options)
+}
+
+/// Refuses, among the words of a wsgi_daemon_process, what directives of nginx decide.
+pub fn check_for_nginx(words: &[String]) -> Result<(), String> {
+    for (key, _) in words.iter().skip(1).filter_map(|w| w.split_once('=')) {
+        if let Some(instead) = TABLE.iter().find(|s| s.name == key).and_then(OptionSpec::instead_on_nginx) {
+            return Err(format!(
+                "WSGIDaemonProcess {}: '{key}' is no option on nginx, where {instead} decide",
+                words[0]
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Values of environment variables are secrets.
@@ -399,6 +423,15 @@ mod tests {
     fn options_of_mod_wsgi_load_and_are_remembered() {
         let o = parse_text("x server-metrics=on stack-size=60").unwrap();
         assert_eq!(o.without_effect, ["server-metrics", "stack-size"]);
+    }
+
+    #[test]
+    fn what_nginx_decides_is_refused_there() {
+        let words = |t: &str| t.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let e = check_for_nginx(&words("x threads=2 socket-timeout=5")).unwrap_err();
+        assert!(e.contains("'socket-timeout'") && e.contains("wsgi_read_timeout"));
+        assert!(check_for_nginx(&words("x response-socket-timeout=5")).is_err());
+        assert!(check_for_nginx(&words("x connect-timeout=5 threads=2")).is_ok());
     }
 
     #[test]

@@ -21,6 +21,13 @@ pub struct Limits {
     pub maximum_application_groups: u16,
     /// Bodies are read whole before a worker hears of the request, unless the place says otherwise.
     pub request_buffering: bool,
+    /// Longest time in which connections to workers may fail.
+    pub connect_timeout: Duration,
+    /// Longest time in which nothing moves between the server and the worker that runs the request; `None` = as long as
+    /// the server waits for clients.
+    pub socket_timeout: Option<Duration>,
+    /// Longest time in which a client takes nothing of a response under way; `None` likewise.
+    pub response_socket_timeout: Option<Duration>,
 }
 
 pub(crate) fn socket_path(dir: BorrowedFd<'_>, slot: u16, slot_generation: u32) -> String {

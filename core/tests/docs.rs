@@ -73,7 +73,8 @@ fn options_page() -> String {
         Applications without `WSGIProcessGroup` run in an automatic group, whose options are the defaults, but with as many \
         processes as there are processors, at most 4.\n\n\
         The column express says what `mod-wsgi-rs express` writes: where it is not empty there is `--OPTION` with that default; \
-        express has options of its own for what is left empty. wsgi_daemon_process of nginx takes the same names.\n\n\
+        express has options of its own for what is left empty. wsgi_daemon_process of nginx takes the same \
+        options but those that its own directives decide.\n\n\
         | option | nginx | value | default | express | meaning |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for o in options::TABLE {
@@ -83,8 +84,8 @@ fn options_page() -> String {
             Express::Same => o.default,
             Express::Value(v) => v,
         };
-        let nginx = o.nginx_name();
-        writeln!(out, "| `{}` | `{nginx}` | {value} | {default} | {} | {help} |", o.name, cell(express)).unwrap();
+        let nginx = o.instead_on_nginx().map_or("same".to_owned(), |i| format!("refused: {i}"));
+        writeln!(out, "| `{}` | {nginx} | {value} | {default} | {} | {help} |", o.name, cell(express)).unwrap();
     }
     out += "\n## Accepted, without effect in this version\n\n\
         These options of mod_wsgi load, and are named in a warning (MWR0105) at start:\n\n";
@@ -123,6 +124,7 @@ fn documented_defaults_are_the_constants() {
     says("interrupt-timeout", defaults::INTERRUPT_TIMEOUT);
     says("deadlock-timeout", defaults::DEADLOCK_TIMEOUT);
     says("eviction-timeout", defaults::EVICTION_TIMEOUT);
+    says("connect-timeout", defaults::CONNECT_TIMEOUT);
     says("application-idle", defaults::APPLICATION_IDLE);
     says("maximum-application-groups", defaults::MAXIMUM_APPLICATION_GROUPS.into());
 }

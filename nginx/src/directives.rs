@@ -9,6 +9,7 @@ use crate::sys;
 use mod_wsgi_core::config::ServerConfig;
 use mod_wsgi_core::directives::nginx::{Kind, NGINX, Place, Setting, spoken};
 use mod_wsgi_core::directives::{self, Target};
+use mod_wsgi_core::options;
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::offset_of;
 use std::ptr::null_mut;
@@ -182,6 +183,11 @@ unsafe extern "C" fn set_shared(
         let Some(d) = NGINX.get(index) else { return ERROR };
         let Kind::Shared(name) = d.kind else { return ERROR };
         let Some(shared) = directives::nginx::shared_index(name) else { return ERROR };
+        if name == "WSGIDaemonProcess"
+            && let Err(e) = options::check_for_nginx(&words)
+        {
+            return fail(cf, &spoken(&e));
+        }
         let main = main_of(cf);
         let mut compile = |_: &str| Err("regular expressions have no place here".to_owned());
         let mut fresh = ServerConfig::default();

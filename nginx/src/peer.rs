@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 
 /// Times a request is recalled and sent again before it is given up.
 const MAX_RECALLS: u32 = 20;
-/// How long connections may fail before a request is given up: a supervisor notices a dead worker much sooner.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a supervisor that is being restarted is awaited.
 const REGISTER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -50,6 +48,8 @@ pub struct Exchange {
     recalls: u32,
     patience: u32,
     avoid: Option<u16>,
+    /// Since when connections to workers fail.
+    failing: Option<Instant>,
     /// The row has been taken back.
     recalled: bool,
     /// A worker that is ending has given the request back unrun.
@@ -102,6 +102,7 @@ impl Exchange {
             recalls: 0,
             patience: 3,
             avoid: None,
+            failing: None,
             recalled: false,
             not_run: false,
             again: false,
@@ -284,6 +285,7 @@ impl Exchange {
         match opened {
             Ok(wire) => {
                 self.lease = Some(lease);
+                self.failing = None;
                 Ok(Taken::Wire(wire))
             }
             Err(e) => {
@@ -295,7 +297,7 @@ impl Exchange {
                 }
                 pool.pass_over(lease.slot);
                 self.avoid = Some(lease.slot);
-                if waited > CONNECT_LIMIT {
+                if self.failing.get_or_insert_with(Instant::now).elapsed() >= pool.limits.connect_timeout {
                     return Err(self.undeliverable());
                 }
                 // A worker that is just dying stays READY until its supervisor has noticed.

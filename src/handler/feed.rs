@@ -52,11 +52,16 @@ pub struct Feed<'r> {
     got: u64,
     /// When the client last sent something.
     progress: Instant,
+    /// How long it may send nothing.
+    patience: Duration,
+    /// Since when the worker has taken nothing of what waits for it, and said nothing.
+    stuck: Option<Instant>,
     look: Duration,
 }
 
 impl<'r> Feed<'r> {
-    pub fn new(r: Request<'r>, announced: Announced) -> Feed<'r> {
+    /// `patience`: how long the client may send nothing.
+    pub fn new(r: Request<'r>, announced: Announced, patience: Duration) -> Feed<'r> {
         Feed {
             r,
             brigade: Brigade::new(r),
@@ -66,6 +71,8 @@ impl<'r> Feed<'r> {
             at: 0,
             got: 0,
             progress: Instant::now(),
+            patience,
+            stuck: None,
             look: SECONDARY_LOOK,
         }
     }
@@ -79,6 +86,11 @@ impl<'r> Feed<'r> {
                 self.r.send_continue();
             }
         }
+    }
+
+    /// The worker has said something.
+    pub fn heard(&mut self) {
+        self.stuck = None;
     }
 
     /// Bytes are to be moved: whoever waits for the worker must not wait for it alone.
@@ -96,8 +108,15 @@ impl<'r> Feed<'r> {
                 return Ok(Wants::Nothing);
             };
             self.at += n;
+            if n > 0 {
+                self.stuck = None;
+            }
             if self.at < self.frames.len() {
-                return Ok(Wants::Worker);
+                let since = *self.stuck.get_or_insert_with(Instant::now);
+                return match x.silence() {
+                    Some(limit) if since.elapsed() >= limit => Err(Broken::Other(x.silent(limit))),
+                    _ => Ok(Wants::Worker),
+                };
             }
             self.frames.clear();
             self.at = 0;
@@ -120,7 +139,7 @@ impl<'r> Feed<'r> {
             Ok(kept) => kept?,
         };
         match piece {
-            Piece::Nothing if self.progress.elapsed() > self.r.timeout() => Err(Broken::Other(RequestError::Body(408))),
+            Piece::Nothing if self.progress.elapsed() > self.patience => Err(Broken::Other(RequestError::Body(408))),
             Piece::Nothing => Ok(Wants::Client),
             Piece::Some => {
                 self.progress = Instant::now();

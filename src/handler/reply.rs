@@ -86,18 +86,26 @@ enum Told {
     Instead(Other),
 }
 
+/// How an answer is sent.
+#[derive(Clone, Copy)]
+pub struct Manner<'s> {
+    pub store: Store<'s>,
+    /// Errors of the application get the server's pages.
+    pub error_pages: bool,
+    /// How long the client may take nothing.
+    pub patience: Duration,
+}
+
 /// Receives the answer and sends it, and with `feed` the request body meanwhile. An error before the head is returned;
-/// after it the client is shown that the answer broke off. `error_pages`: errors of the application get the server's
-/// pages.
+/// after it the client is shown that the answer broke off.
 pub fn send(
     r: &Request<'_>,
     mut x: Exchange,
     inbox: &mut Inbox,
     mut feed: Option<Feed<'_>>,
-    store: Store<'_>,
-    error_pages: bool,
+    manner: Manner<'_>,
 ) -> Result<c_int, RequestError> {
-    let told = answer(r, &mut x, inbox, &mut feed, store, error_pages);
+    let told = answer(r, &mut x, inbox, &mut feed, manner);
     if feed.as_ref().is_some_and(Feed::is_unread) && !matches!(told, Ok(Told::Status(OK) | Told::Instead(_))) {
         // httpd would read the rest before it sends the error, which the client may be waiting for.
         r.close_after();
@@ -117,18 +125,19 @@ fn answer(
     x: &mut Exchange,
     inbox: &mut Inbox,
     feed: &mut Option<Feed<'_>>,
-    store: Store<'_>,
-    error_pages: bool,
+    manner: Manner<'_>,
 ) -> Result<Told, RequestError> {
     let (mut out, first) = loop {
         let active = feed.as_ref().is_some_and(Feed::is_active);
-        match x.next(r, inbox, !active)? {
+        let event = x.next(r, inbox, !active)?;
+        note_heard(feed, &event);
+        match event {
             Event::Log(level, text) => log::worker(r, level, text),
             Event::Response(head) => {
                 // Only an exact list or tuple that is complete at once comes as a RESPONSE with END.
                 let whole = x.ended().then_some(head.data.len() as u64);
                 let framer = Framer::new(r.header_only(), head.status, head.reason, head.headers(), whole)?;
-                if let Some(other) = Instead::of(head.status, head.headers(), error_pages) {
+                if let Some(other) = Instead::of(head.status, head.headers(), manner.error_pages) {
                     let other = Other::new(r, &head, other);
                     discard(r, x, inbox, feed)?;
                     return Ok(Told::Instead(other));
@@ -136,7 +145,7 @@ fn answer(
                 if whole.is_some() && feed.as_ref().is_some_and(Feed::leaves_much) {
                     r.close_after();
                 }
-                let mut out = Output::start(*r, &head, framer, store);
+                let mut out = Output::start(*r, &head, framer, manner);
                 let first = out.data(head.data, x.ended());
                 break (out, first);
             }
@@ -208,7 +217,9 @@ fn discard(
 ) -> Result<(), RequestError> {
     while !x.ended() {
         let active = feed.as_ref().is_some_and(Feed::is_active);
-        match x.next(r, inbox, !active)? {
+        let event = x.next(r, inbox, !active)?;
+        note_heard(feed, &event);
+        match event {
             Event::Log(level, text) => log::worker(r, level, text),
             Event::Abort(reason) => return Err(RequestError::Aborted(reason)),
             Event::Response(_) => return Err(second_head(x)),
@@ -217,6 +228,15 @@ fn discard(
         }
     }
     await_done(r, x, inbox)
+}
+
+/// What the worker says shows that it gets on, also while it takes nothing of the request body.
+fn note_heard(feed: &mut Option<Feed<'_>>, event: &Event<'_>) {
+    if let Some(feed) = feed
+        && !matches!(event, Event::Pause)
+    {
+        feed.heard();
+    }
 }
 
 /// Before anything of an answer can be sent: the request body alone moves.
@@ -274,11 +294,15 @@ struct Output<'r> {
     brisk: bool,
     /// When the client last took something.
     progress: Instant,
+    /// How long it may take nothing.
+    patience: Duration,
+    /// Bytes that its socket held when it was last looked at.
+    unsent: u32,
 }
 
 impl<'r> Output<'r> {
     /// Gives the head, as `framer` has judged it, to httpd, which sends it with the first bytes.
-    fn start(r: Request<'r>, head: &Response<'_>, framer: Framer, store: Store<'r>) -> Output<'r> {
+    fn start(r: Request<'r>, head: &Response<'_>, framer: Framer, manner: Manner<'r>) -> Output<'r> {
         r.set_status(head.status, head.reason);
         let table = r.headers_out();
         for (name, value) in head.headers() {
@@ -302,7 +326,7 @@ impl<'r> Output<'r> {
             r,
             brigade: Brigade::new(r),
             framer,
-            spool: Spool::new(store, SPOOL_MEMORY),
+            spool: Spool::new(manner.store, SPOOL_MEMORY),
             full: false,
             unflushed: false,
             passed: false,
@@ -311,6 +335,8 @@ impl<'r> Output<'r> {
             gathered: Vec::new(),
             brisk: true,
             progress: Instant::now(),
+            patience: manner.patience,
+            unsent: 0,
         }
     }
 
@@ -433,6 +459,7 @@ impl<'r> Output<'r> {
             }
             let block = !behind && !self.unflushed && !active && self.gathered.is_empty();
             let event = x.next(&self.r, inbox, block)?;
+            note_heard(feed, &event);
             match event {
                 Event::Data(_) => {}
                 Event::Pause if self.comes_soon(x) => continue,
@@ -514,8 +541,8 @@ impl<'r> Output<'r> {
                 let n = self.spool.take(&mut buf)?;
                 self.pass(&buf[..n])?;
             }
-        } else if self.progress.elapsed() > self.r.timeout() {
-            return Err(self.stalled());
+        } else {
+            self.check_client()?;
         }
         Ok(())
     }
@@ -546,8 +573,8 @@ impl<'r> Output<'r> {
         if behind {
             if takes {
                 self.drain(Some(x), Duration::ZERO)?;
-            } else if self.progress.elapsed() > self.r.timeout() {
-                return Err(self.stalled());
+            } else {
+                self.check_client()?;
             }
         } else if takes && self.unflushed {
             self.flush(x)?;
@@ -555,9 +582,22 @@ impl<'r> Output<'r> {
         Ok(())
     }
 
-    fn stalled(&self) -> Broken {
-        log::request(&self.r, Level::Info, "client has taken nothing for Timeout seconds");
-        Broken::Client
+    /// The client's socket takes nothing: is the client still there? A socket of some megabytes has room again only after
+    /// a third of them has been taken, which a slow reader needs minutes for: what it still holds tells sooner.
+    fn check_client(&mut self) -> Result<(), Broken> {
+        let unsent = self.r.unsent();
+        if unsent < self.unsent {
+            self.progress = Instant::now();
+        }
+        self.unsent = unsent;
+        if self.progress.elapsed() <= self.patience {
+            return Ok(());
+        }
+        let seconds = self.patience.as_secs_f64();
+        let text =
+            format!("client has taken nothing for {seconds} s (response-socket-timeout), the response is given up");
+        log::request(&self.r, Level::Info, &text);
+        Err(Broken::Client)
     }
 
     /// The worker pauses and the client keeps up: what has been passed shall be seen.
@@ -567,6 +607,8 @@ impl<'r> Output<'r> {
             self.brigade.pass()?;
             self.unflushed = false;
             self.progress = Instant::now();
+        } else {
+            self.check_client()?;
         }
         Ok(())
     }

@@ -104,6 +104,8 @@ def test_groups_are_separate_processes(nginx: Callable[..., Nginx]) -> None:
     [
         ("", "wsgi_daemon_process x threads=no;", "wsgi_daemon_process x: threads='no' must be a whole number"),
         ("", "wsgi_daemon_process x thread=5;", "did you mean 'threads'"),
+        ("", "wsgi_daemon_process x socket-timeout=5;", "no option on nginx, where wsgi_read_timeout"),
+        ("", "wsgi_daemon_process x response-socket-timeout=5;", "no option on nginx, where send_timeout"),
         ("", "wsgi_daemon_process x user=nobody-here;", "user 'nobody-here' does not exist in"),
         ("", "wsgi_daemon_process x python-home=/nowhere;", "/nowhere"),
         ("location / { wsgi_script /nowhere.wsgi; }", "", "script '/nowhere.wsgi' does not exist in"),
