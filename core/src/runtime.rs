@@ -166,6 +166,8 @@ pub enum StartError {
     Tell { dir: String, source: LinkError },
     #[error("MWR0114: run directory '{dir}': {source}")]
     Directory { dir: String, source: std::io::Error },
+    #[error("MWR0115: supervisor in '{dir}' cannot be told of the new error log: {source}")]
+    Log { dir: String, source: LinkError },
 }
 
 /// The program beside the module, or where `make install` puts it.
@@ -252,6 +254,20 @@ impl Runtime {
         }
         *self.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         Ok(())
+    }
+
+    /// In the server's parent: the error log has been opened anew. Bounded: nothing else is done meanwhile.
+    pub fn reopened(&self, run_dir: &str, error_log: BorrowedFd<'_>) -> Result<(), StartError> {
+        let told = || -> Result<(), LinkError> {
+            // A connection of its own: the parent's may lead to a supervisor that has gone.
+            let mut stream = ControlStream::connect(self.dir.as_fd())?;
+            stream.send(&ToSupervisor::Reopened, &[error_log])?;
+            match stream.receive(Some(Duration::from_secs(2)))?.0 {
+                FromSupervisor::Accepted => Ok(()),
+                _ => Err(LinkError::Unexpected),
+            }
+        };
+        told().map_err(|source| StartError::Log { dir: run_dir.to_owned(), source })
     }
 
     /// In a child that serves no requests: gives up the parent's connection, its copy of it only.

@@ -219,7 +219,8 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     let (preload, log_level) = (preloads, log_level(cycle));
     let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves };
     runtime.tell(&run_dir, wanted, error_log(cycle)).map_err(|e| e.to_string())?;
-    Ok(Generation { runtime, patience: longest + 1.0 })
+    watch_log(cycle);
+    Ok(Generation { runtime, run_dir, patience: longest + 1.0 })
 }
 
 /// Prefix of the run directory. Two nginx beside each other have different pid files.
@@ -249,6 +250,44 @@ fn error_log(cycle: &sys::ngx_cycle_t) -> BorrowedFd<'_> {
         let file = (*cycle.log).file.as_ref().map(|f| f.fd).filter(|fd| *fd >= 0);
         BorrowedFd::borrow_raw(file.unwrap_or(libc::STDERR_FILENO))
     }
+}
+
+/// Has nginx call [`on_reopen`] when it opens its logs anew. It has no hook for that, but a callback for each file it has
+/// open: the error log is entered a second time, behind the first, so that it is the new one when the callback runs.
+fn watch_log(cycle: &sys::ngx_cycle_t) {
+    // SAFETY: a live cycle with its log and lists; nginx copies nothing, and what is entered lives as long as the cycle.
+    // nginx closes the descriptor with the cycle.
+    unsafe {
+        let Some(log) = (*cycle.log).file.as_ref().filter(|f| f.name.len > 0 && f.fd >= 0) else { return };
+        let fd = libc::fcntl(log.fd, libc::F_DUPFD_CLOEXEC, 0);
+        if fd < 0 {
+            return;
+        }
+        let files = (&raw const cycle.open_files).cast_mut();
+        let Some(entry) = sys::ngx_list_push(files).cast::<sys::ngx_open_file_t>().as_mut() else {
+            libc::close(fd);
+            return;
+        };
+        *entry = sys::ngx_open_file_t { fd, name: log.name, flush: Some(on_reopen), data: null_mut() };
+    }
+}
+
+/// The error log has been opened anew (USR1, log rotation): the supervisor writes there, too.
+unsafe extern "C" fn on_reopen(_: *mut sys::ngx_open_file_t, _: *mut sys::ngx_log_t) {
+    callback("the reopening of the log", (), || {
+        // SAFETY: nginx's number of the kind of this process, and the cycle in force.
+        unsafe {
+            let alone = [sys::NGX_PROCESS_MASTER, sys::NGX_PROCESS_SINGLE];
+            if sys::ngx_cycle.is_null() || !alone.iter().any(|p| sys::ngx_process == *p as sys::ngx_uint_t) {
+                return;
+            }
+            let cycle = sys::ngx_cycle;
+            let Some(g) = main_of(cycle).and_then(|m| m.generation.as_ref()) else { return };
+            if let Err(e) = g.runtime.reopened(&g.run_dir, error_log(&*cycle)) {
+                log::write((*cycle).log, Level::Error, &e.to_string());
+            }
+        }
+    });
 }
 
 /// The file this code was loaded from.

@@ -4,6 +4,7 @@
 
 use crate::sys;
 use mod_wsgi_wire::frame::Level;
+use std::fmt::Write as _;
 
 /// Most bytes of one line; nginx adds time, process, connection and request to it.
 const LINE: usize = 1200;
@@ -30,10 +31,15 @@ pub fn write(log: *mut sys::ngx_log_t, level: Level, text: &str) {
     for line in text.lines() {
         let mut safe = String::with_capacity(line.len());
         for c in line.chars() {
-            if c.is_control() && c != '\t' {
-                safe.extend(c.escape_default());
-            } else {
-                safe.push(c);
+            // As the supervisor escapes them.
+            match c {
+                '\t' => safe.push(c),
+                '\r' => safe.push_str("\\r"),
+                '\u{2028}' | '\u{2029}' => safe.extend(c.escape_unicode()),
+                c if c.is_control() => {
+                    let _ = write!(safe, "\\x{:02x}", u32::from(c));
+                }
+                c => safe.push(c),
             }
             if safe.len() >= LINE {
                 piece(log, number, &safe);

@@ -28,6 +28,7 @@ const PARK: sys::ngx_msec_t = 5;
 /// One generation of nginx's configuration at run time.
 pub struct Generation {
     pub runtime: Runtime,
+    pub run_dir: String,
     /// How long the end of the workers is awaited, seconds.
     pub patience: f64,
 }

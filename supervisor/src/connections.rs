@@ -173,6 +173,7 @@ impl Supervisor {
             message,
             ToSupervisor::Configure { .. }
                 | ToSupervisor::Reloading
+                | ToSupervisor::Reopened
                 | ToSupervisor::Stop
                 | ToSupervisor::Command { .. }
         );
@@ -184,12 +185,7 @@ impl Supervisor {
         }
         match message {
             ToSupervisor::Configure { build, config, moves } => {
-                if let Some(log) = c.channel.take_fd() {
-                    self.cx.tell(&ToKeeper::Log, &[log.as_fd()]);
-                    if let Err(e) = nix::unistd::dup2_stderr(&log) {
-                        self.cx.log.event(Level::Error, &format!("MWR0312: the error log cannot be used: {e}"));
-                    }
-                }
+                self.take_log(id);
                 if self.terminating {
                     return self.refuse(id, RefusedReason::Internal, "the supervisor is being ended");
                 }
@@ -205,6 +201,10 @@ impl Supervisor {
                 self.reloading(pid, now);
                 Ok(())
             }
+            ToSupervisor::Reopened => {
+                self.take_log(id);
+                self.answer(id, &FromSupervisor::Accepted)
+            }
             ToSupervisor::Stop => {
                 if self.stop(id, pid, now) {
                     return Ok(());
@@ -218,6 +218,15 @@ impl Supervisor {
                 let status = status(self, now);
                 self.answer(id, &FromSupervisor::Status { status })
             }
+        }
+    }
+
+    /// From now on lines go to the log whose descriptor has come with the message.
+    fn take_log(&mut self, id: u64) {
+        let Some(log) = self.connections.get_mut(&id).and_then(|c| c.channel.take_fd()) else { return };
+        self.cx.tell(&ToKeeper::Log, &[log.as_fd()]);
+        if let Err(e) = nix::unistd::dup2_stderr(&log) {
+            self.cx.log.event(Level::Error, &format!("MWR0312: the error log cannot be used: {e}"));
         }
     }
 

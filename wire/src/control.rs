@@ -207,6 +207,8 @@ pub enum ToSupervisor {
     },
     /// The parent's pool of this generation is going away; a `Configure` will follow on a new connection.
     Reloading,
+    /// The error log has been opened anew (log rotation). Descriptors: [error log]. Answer: `Accepted`.
+    Reopened,
     /// The parent ends: drain, stop, end. Answer: `Stopped` (or end of file) when every worker has gone.
     Stop,
     /// A request-serving process of the server. `client`: the number it had with a former supervisor.

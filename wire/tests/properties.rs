@@ -466,6 +466,7 @@ fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
             moves
         }),
         Just(ToSupervisor::Reloading),
+        Just(ToSupervisor::Reopened),
         Just(ToSupervisor::Stop),
         (".{0,9}", any::<u16>())
             .prop_map(|(group, processes)| ToSupervisor::Command { command: Command::Scale { group, processes } }),
