@@ -82,6 +82,8 @@ pub struct Route {
     /// What `mod_wsgi.application_group` shows.
     pub callable: String,
     pub reloading: bool,
+    /// `request-timeout` of this place as REQUEST carries it: milliseconds, 0 = the group's, `u32::MAX` = never.
+    pub timeout: u32,
     pub pass_authorization: bool,
 }
 
@@ -237,6 +239,7 @@ fn route(d: &DirConfig, script: &Script) -> Result<Route, String> {
         application,
         callable: d.callable_object.clone().unwrap_or_else(|| "application".to_owned()),
         reloading: d.script_reloading.unwrap_or(true),
+        timeout: d.request_timeout.unwrap_or(0),
         pass_authorization: d.pass_authorization.unwrap_or(true),
     })
 }

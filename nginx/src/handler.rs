@@ -240,6 +240,7 @@ fn environ(
     let mtime = if route.reloading { modified(script) } else { 0 };
     let streamed = x.feed.is_streamed();
     let mut b = RequestBuilder::new(&mut x.frame, mtime);
+    b.timeout(route.timeout);
     headers(r, &mut b, route.pass_authorization, streamed);
     if let Some(t) = r.content_type() {
         b.known(keys::CONTENT_TYPE, t);

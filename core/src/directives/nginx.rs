@@ -91,6 +91,8 @@ directives! {
         "Whether the application sees the Authorization and Proxy-Authorization headers.";
     "wsgi_script_reloading" "on | off" "on" Location Shared("WSGIScriptReloading"),
         "Whether a changed modification time of the script replaces the workers that have loaded it.";
+    "wsgi_request_timeout" "seconds" "request-timeout of the daemon process group" Location Shared("WSGIRequestTimeout"),
+        "The request-timeout of requests to this place; 0 = never, for streams and long downloads. wsgi_read_timeout ends what says nothing for long all the same.";
     "wsgi_socket_prefix" "path" "the pid file without .pid" Http Shared("WSGISocketPrefix"),
         "Prefix of the run directory, which holds the supervisor's and the workers' sockets: PREFIX.mod-wsgi-rs.";
     "wsgi_python_home" "directory" "/usr" Http Shared("WSGIPythonHome"),
