@@ -50,13 +50,15 @@ class Apache(Server):
     {scratch} in it are replaced."""
 
     NAME, CONFIG, SERVES = "httpd", "httpd.conf", "resuming normal operations"
+    GRACEFUL_STOP, RELOAD = signal.SIGWINCH, signal.SIGUSR1
+    KILLED = r"AH00051|AH00052"
+    RECORD = r"\[[^\]]+\] \[wsgi:\w+\] \[pid \d+"
 
     def __init__(
         self,
         config: str = "",
         mpm: str = "event",
         modules: Iterable[str] = (),
-        load: bool = True,
         server_config: str | None = None,
         log_level: str = "notice wsgi:info",
         allow_override: str = "AllowOverride None",
@@ -64,7 +66,7 @@ class Apache(Server):
         **kw: Any,
     ):
         super().__init__(config, **kw)
-        self.mpm, self.modules, self.load = mpm, list(modules), load
+        self.mpm, self.modules = mpm, list(modules)
         #: another module than the one under test, to compare with
         self.module = module
         self.allow_override, self.log_level = allow_override, log_level
@@ -134,9 +136,15 @@ class Apache(Server):
         # one process for everything says nothing
         return super()._starts() + ("-X" in self.args)
 
+    def tied(self, port: int) -> str:
+        return rf"\[(client|remote) 127\.0\.0\.1:{port}\]"
+
+    def reopen(self) -> None:
+        self.graceful()
+
     def graceful(self, deadline: float = 30.0) -> None:
         """Graceful restart; returns when the new configuration is in force."""
-        self.start_anew(signal.SIGUSR1, deadline)
+        self.start_anew(self.RELOAD, deadline)
 
     def restart(self, deadline: float = 30.0) -> None:
         """Full restart; returns when the server accepts again."""

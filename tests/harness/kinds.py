@@ -20,8 +20,12 @@ def turn(name: str, kinds: list[str]) -> str:
     return kinds[zlib.crc32(name.encode()) % len(kinds)]
 
 
-def on(kind: str, plan: Plan, room: str | None = None, **kw: Any) -> Server:
-    """A server of that kind with that site, not started. `room` says of httpd how many it may serve."""
-    server = Nginx(**kw) if kind == "nginx" else Apache(mpm=kind, server_config=room, **kw)
+#: enough processes from the start: prefork makes its next one at its tick of a second, which is not what is measured
+ROOMY = {"prefork": "StartServers 24\nMinSpareServers 12\nMaxSpareServers 64\nServerLimit 64\nMaxRequestWorkers 64\n"}
+
+
+def on(kind: str, plan: Plan, room: dict[str, str] | None = None, **kw: Any) -> Server:
+    """A server of that kind with that site, not started. `room`: how many clients httpd may serve, by its kind."""
+    server = Nginx(**kw) if kind == "nginx" else Apache(mpm=kind, server_config=(room or {}).get(kind), **kw)
     server.plan(plan)
     return server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import signal
 import subprocess
 from typing import Any
@@ -10,6 +12,7 @@ from . import procs, product
 from .log import Oracle
 from .plan import Plan
 from .server import Server
+from .wait import wait_until
 
 
 class Nginx(Server):
@@ -17,6 +20,9 @@ class Nginx(Server):
     {port}, {run} and {scratch} in it are replaced. `main` stands at the top level."""
 
     NAME, CONFIG, SERVES = "nginx", "nginx.conf", "start worker processes"
+    GRACEFUL_STOP, RELOAD = signal.SIGQUIT, signal.SIGHUP
+    KILLED = r"worker process \d+ exited on signal 9"
+    RECORD = r"[\d/]+ [\d:]+ \[\w+\] \d+#\d+: \*\d+ "
 
     def __init__(
         self,
@@ -45,6 +51,11 @@ class Nginx(Server):
     def plan(self, plan: Plan) -> None:
         self.http_config, self.config = plan.nginx()
 
+    def write_config(self, config: str | None = None) -> pathlib.Path:
+        if not self.load:
+            self.http_config = ""
+        return super().write_config(config)
+
     def text(self) -> str:
         user, group = product.server_user()
         listen = f"listen 127.0.0.1:{self.port};"
@@ -57,7 +68,7 @@ class Nginx(Server):
         if self.in_server:
             body = f"server {{\n{listen}\nserver_name localhost;\nroot {self.prefix}/htdocs;\n{body}\n}}"
         lines = [
-            f"load_module {product.nginx_module()};",
+            *([f"load_module {product.nginx_module()};"] if self.load else []),
             f"daemon {'on' if self.daemon else 'off'};",
             f"worker_processes {self.worker_processes};",
             f"pid {self.run}/nginx.pid;",
@@ -70,7 +81,7 @@ class Nginx(Server):
             "types { text/css css; text/html html; text/javascript js; image/svg+xml svg; }",
             *(
                 f"{name}_temp_path {self.prefix}/tmp-{name};"
-                for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi", "wsgi")
+                for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi", *(["wsgi"] if self.load else []))
             ),
             "client_max_body_size 0;",
             "keepalive_timeout 30s;",
@@ -107,9 +118,30 @@ class Nginx(Server):
             return not procs.look(self.pid)
         return super()._ended()
 
+    def tied(self, port: int) -> str:
+        # nginx says the port of no client
+        return r", client: 127\.0\.0\.1, server: localhost, request: "
+
+    def reopen(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+        # each process opens it for itself
+        files = [f"/proc/{p.pid}/fd/2" for p in [*self.server_processes(), *filter(None, [procs.look(self.pid)])]]
+
+        def done() -> bool:
+            return self.error_log.exists() and all(os.path.samefile(f, self.error_log) for f in files)
+
+        wait_until(done, 10, "the log has been opened anew")
+
     def graceful(self, deadline: float = 30.0) -> None:
-        """Reload; returns when the new workers have been started."""
-        self.start_anew(signal.SIGHUP, deadline)
+        """Reload; returns when the new processes serve and the old ones take no connections any more."""
+        old = self.server_processes()
+        self.start_anew(self.RELOAD, deadline)
+
+        def left() -> bool:
+            now = [procs.look(p.pid) for p in old if p.alive()]
+            return all("is shutting down" in p.cmdline[0] for p in now if p)
+
+        wait_until(left, deadline, "the old processes take nothing more")
 
     reload = graceful
 

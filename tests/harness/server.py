@@ -38,10 +38,19 @@ class Server:
     NAME = CONFIG = ""
     #: what its log says once it serves, at the start and after each reload
     SERVES = ""
+    #: the signal that has it finish what runs and then end
+    GRACEFUL_STOP: signal.Signals
+    #: the signal for a reload that finishes what runs
+    RELOAD: signal.Signals
+    #: its log's lines about a process of its own that was killed
+    KILLED = ""
+    #: how a record of an application's output begins
+    RECORD = ""
 
     def __init__(
         self,
         config: str = "",
+        load: bool = True,
         env: dict[str, str] | None = None,
         args: Iterable[str] = (),
         tls: bool = False,
@@ -61,6 +70,8 @@ class Server:
         self.scratch.chmod(0o1777)
         shutil.copytree(product.TESTS / "apps", self.apps, ignore=shutil.ignore_patterns("__pycache__"))
         self.config, self.args, self.tls = config, list(args), tls
+        #: whether the module is loaded
+        self.load = load
         #: a command that runs the server in surroundings of its own; it must exec
         self.wrap = list(wrap)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE_"))}
@@ -92,6 +103,14 @@ class Server:
 
     def server_processes(self) -> list[procs.Process]:
         """Its own processes that serve requests."""
+        raise NotImplementedError
+
+    def tied(self, port: int) -> str:
+        """What the records of a request say of its client, which has that port."""
+        raise NotImplementedError
+
+    def reopen(self) -> None:
+        """Has the error log opened anew after it has been moved; returns when that is done."""
         raise NotImplementedError
 
     def graceful(self, deadline: float = 30.0) -> None:

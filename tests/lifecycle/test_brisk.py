@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from harness.kinds import ROOMY
+from harness.plan import Plan
 from harness.wait import wait_until
 
 REQUEST = b"GET /exact HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -31,12 +33,9 @@ def hammer(port: int, stop: object, count: object, connections: int) -> None:
 
 
 @pytest.mark.ours
-def test_blocking_requests_beside_quick_ones(apache) -> None:
+def test_blocking_requests_beside_quick_ones(serve) -> None:
     """R17: as many requests as there are threads block at once while quick ones saturate the worker."""
-    server = apache(
-        f"WSGIDaemonProcess g processes=1 threads={THREADS}\nWSGIProcessGroup g\n"
-        "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias / {apps}/conform.wsgi"
-    )
+    server = serve(Plan(f"processes=1 threads={THREADS}", "conform.wsgi"), room=ROOMY)
     context = multiprocessing.get_context("fork")
     stop = context.Event()
     counts = [context.Value("L", 0, lock=False) for _ in range(2)]

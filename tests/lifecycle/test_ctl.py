@@ -7,23 +7,23 @@ import threading
 
 import pytest
 
-from harness.apache import Apache
 from harness.load import Load
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.ours
-ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
 
 
-def server(apache, options: str = "", processes: int = 2, extra: str = "", **kw) -> Apache:
-    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n{ALIAS}{extra}", **kw)
+def server(serve, options: str = "", processes: int = 2, **plan) -> Server:
+    one = serve(Plan(f"processes={processes} threads=3 {options}", **plan))
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     return one
 
 
-def test_status(apache) -> None:
+def test_status(serve) -> None:
     """L7: people see groups, workers, their memory and ages, and what runs; JSON has the same."""
-    one = server(apache)
+    one = server(serve)
     thread = threading.Thread(target=lambda: one.get("/wait?release"), daemon=True)
     thread.start()
     wait_until(lambda: "GET /wait?release" in one.ctl("status"))
@@ -39,10 +39,10 @@ def test_status(apache) -> None:
     assert "secret" not in json.dumps(one.pools()) and "token" not in json.dumps(one.pools())
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_reload(apache, mpm: str) -> None:
+@pytest.mark.everywhere
+def test_reload(serve) -> None:
     """L5, L7: `ctl reload` returns when all workers are new; under load no request is lost."""
-    one = server(apache, mpm=mpm)
+    one = server(serve)
     with Load(one.port, clients=6) as load:
         load.more(100)
         for _ in range(5):
@@ -53,9 +53,9 @@ def test_reload(apache, mpm: str) -> None:
     assert not load.bad, load.bad[:5]
 
 
-def test_restart(apache) -> None:
+def test_restart(serve) -> None:
     """L7: `ctl restart` ends all workers at once; requests that run are finished, others wait for the new ones."""
-    one = server(apache)
+    one = server(serve)
     before = one.ready()
     with Load(one.port, "/sleep?0.05", clients=4) as load:
         load.more(10)
@@ -65,9 +65,9 @@ def test_restart(apache) -> None:
     assert not load.bad, load.bad[:5]
 
 
-def test_a_broken_reload_is_told(apache) -> None:
+def test_a_broken_reload_is_told(serve) -> None:
     """L5: the order fails with the traceback, the old code goes on; at the next good edit it is reloaded."""
-    one = server(apache)
+    one = server(serve)
     one.expect_log("MWR0308")
     one.log.allow("MWR0433|Traceback|  File |RuntimeError|    ")
     before = one.ready()
@@ -84,9 +84,9 @@ def test_a_broken_reload_is_told(apache) -> None:
     assert "cannot be loaded" not in one.ctl("status")
 
 
-def test_scale(apache) -> None:
+def test_scale(serve) -> None:
     """L7: more and fewer workers under load, until the server restarts."""
-    one = server(apache)
+    one = server(serve)
     with Load(one.port, "/sleep?0.01", clients=4) as load:
         one.ctl("scale", "g", "4")
         wait_until(lambda: len(one.ready()) == 4)
@@ -104,9 +104,9 @@ def test_scale(apache) -> None:
     assert "no daemon process group" in one.ctl("scale", "other", "1", ok=False)
 
 
-def test_stacks(apache) -> None:
+def test_stacks(serve) -> None:
     """L7: where each thread is, also of a worker that is busy; the log has it too."""
-    one = server(apache, processes=1)
+    one = server(serve, processes=1)
     one.log.allow(r"  File |Thread 0x|Current thread|<no Python frame>|^$|most recent call")
     threading.Thread(target=lambda: one.get("/wait?release"), daemon=True).start()
     wait_until(lambda: any(w["under_way"] for w in one.workers()))
@@ -117,9 +117,9 @@ def test_stacks(apache) -> None:
     (one.scratch / "release").touch()
 
 
-def test_log_level(apache) -> None:
+def test_log_level(serve) -> None:
     """L7: output below the level is left out, until the next configuration."""
-    one = server(apache, processes=1)
+    one = server(serve, processes=1, settings={"reload_on_restart": "on"})
     one.ctl("log-level", "error")
     (before,) = one.ready()
     one.ctl("reload")
@@ -128,9 +128,9 @@ def test_log_level(apache) -> None:
     one.log.wait(r"worker \d+ of .* is ready", count=2)
 
 
-def test_only_the_owner_may_command(apache) -> None:
+def test_only_the_owner_may_command(serve) -> None:
     """L7: an application that runs as the server's user may look, not command."""
-    one = server(apache, processes=1)
+    one = server(serve, processes=1)
     directory = next(one.run.glob("**/ctl.sock")).parent
     one.write("life.wsgi", COMMANDER.replace("{ctl}", str(directory / "ctl.sock")))
     one.get("/")
@@ -153,9 +153,9 @@ def application(environ, start_response):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_strict_reloading(apache, processes: int) -> None:
+def test_strict_reloading(serve, processes: int) -> None:
     """L5: script-reloading=strict: the request that finds a changed script, and all after it, get the new code."""
-    one = server(apache, "script-reloading=strict", processes)
+    one = server(serve, "script-reloading=strict", processes)
     script = "import time\ntime.sleep(0.5)\n" + VERSION
     for i in range(3):
         one.write("life.wsgi", script.replace("%d", str(i)))
@@ -174,9 +174,9 @@ def test_strict_reloading(apache, processes: int) -> None:
     assert changed - first < 200 and set(texts[changed + 8 :]) == {"version 9"}
 
 
-def test_strict_reloading_of_broken_code(apache) -> None:
+def test_strict_reloading_of_broken_code(serve) -> None:
     """L5: strict: when the new code cannot be loaded, waiting requests are served by the old, later ones at once."""
-    one = server(apache, "script-reloading=strict startup-timeout=20")
+    one = server(serve, "script-reloading=strict startup-timeout=20")
     one.expect_log("MWR0308")
     one.log.allow("MWR0433|Traceback|  File |RuntimeError|    ")
     one.write("life.wsgi", "raise RuntimeError('deliberate')\n")
@@ -193,9 +193,9 @@ def application(environ, start_response):
 """
 
 
-def test_processes_follow_the_load(apache) -> None:
+def test_processes_follow_the_load(serve) -> None:
     """L13: MIN workers in peace, up to MAX while requests wait; `ctl scale` overrides."""
-    one = apache("WSGIDaemonProcess g processes=1..3 threads=2\n" + ALIAS)
+    one = serve(Plan("processes=1..3 threads=2"))
     wait_until(lambda: len(one.ready()) == 1)
     with Load(one.port, "/sleep?0.05", clients=1) as load:
         load.more(20)
@@ -214,9 +214,9 @@ def test_processes_follow_the_load(apache) -> None:
 
 
 @pytest.mark.long
-def test_processes_shrink(apache) -> None:
+def test_processes_shrink(serve) -> None:
     """L13: when the load has gone for a while, so do the workers, one after the other."""
-    one = apache("WSGIDaemonProcess g processes=1..3 threads=2\n" + ALIAS)
+    one = serve(Plan("processes=1..3 threads=2"))
     with Load(one.port, "/sleep?0.1", clients=10):
         wait_until(lambda: len(one.ready()) == 3, 15)
     wait_until(lambda: len(one.ready()) == 2, 70)

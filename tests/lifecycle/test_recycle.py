@@ -5,37 +5,37 @@ from __future__ import annotations
 
 import pytest
 
-from harness.apache import Apache
 from harness.load import Load
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.ours
-ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
 
 
-def server(apache, options: str, processes: int = 1, **kw) -> Apache:
-    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n" + ALIAS, **kw)
+def server(serve, options: str, processes: int = 1) -> Server:
+    one = serve(Plan(f"processes={processes} threads=3 {options}"))
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     return one
 
 
-def reasons(one: Apache) -> list[str]:
+def reasons(one: Server) -> list[str]:
     """Why workers have stopped, as their subscribers were told."""
     path = one.scratch / "stopping"
     return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def replaced(one: Apache, before: set[int], reason: str) -> None:
+def replaced(one: Server, before: set[int], reason: str) -> None:
     """Waits until none of the workers is left, and all were told why."""
     wait_until(lambda: one.ready() and not one.ready() & before, 10, f"other workers than {before}")
     wait_until(lambda: len(reasons(one)) >= len(before), 10, "subscribers are told")
     assert set(reasons(one)) == {reason}
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_maximum_requests(apache, mpm: str) -> None:
+@pytest.mark.everywhere
+def test_maximum_requests(serve) -> None:
     """L1: under load no worker serves many more requests than it may, and no request is lost."""
-    one = server(apache, "maximum-requests=200 maximum-requests-jitter=50", processes=2, mpm=mpm)
+    one = server(serve, "maximum-requests=200 maximum-requests-jitter=50", processes=2)
     with Load(one.port, "/sleep?0.005", clients=4) as load:
         wait_until(lambda: len({r.text for r in load.results}) >= 6, 60, "the third generation serves")
     assert not load.bad, load.bad[:5]
@@ -48,9 +48,9 @@ def test_maximum_requests(apache, mpm: str) -> None:
     assert set(reasons(one)) == {"maximum_requests"}
 
 
-def test_maximum_requests_is_exact_in_its_count(apache) -> None:
+def test_maximum_requests_is_exact_in_its_count(serve) -> None:
     """L1: a worker is due with its last request, not before; health checks do not count."""
-    one = server(apache, "maximum-requests=5 health-check-path=/live health-check-path=/other")
+    one = server(serve, "maximum-requests=5 health-check-path=/live health-check-path=/other")
     before = one.ready()
     for _ in range(4):
         one.get("/")
@@ -63,17 +63,17 @@ def test_maximum_requests_is_exact_in_its_count(apache) -> None:
     replaced(one, before, "maximum_requests")
 
 
-def test_restart_interval(apache) -> None:
+def test_restart_interval(serve) -> None:
     """L1: workers are replaced at their age, each at its own, also when nothing is asked of them."""
-    one = server(apache, "restart-interval=1 restart-interval-jitter=0.5", processes=2)
+    one = server(serve, "restart-interval=1 restart-interval-jitter=0.5", processes=2)
     before = one.ready()
     assert not reasons(one)
     replaced(one, before, "restart_interval")
 
 
-def test_inactivity(apache) -> None:
+def test_inactivity(serve) -> None:
     """L1: armed by the first request, re-armed by each, not by health checks; a request under way is activity."""
-    one = server(apache, "inactivity-timeout=1 health-check-path=/live")
+    one = server(serve, "inactivity-timeout=1 health-check-path=/live")
     before = one.ready()
     one.get("/live")
     one.get("/sleep?1.6")
@@ -86,9 +86,9 @@ def test_inactivity(apache) -> None:
     assert one.ready() == fresh
 
 
-def test_inactivity_waits_for_the_first_request(apache) -> None:
+def test_inactivity_waits_for_the_first_request(serve) -> None:
     """L1: a worker that nobody has asked anything is not replaced."""
-    one = server(apache, "inactivity-timeout=0.3")
+    one = server(serve, "inactivity-timeout=0.3")
     before = one.ready()
     one.get("/sleep?0")
     replaced(one, before, "inactivity_timeout")
@@ -97,9 +97,9 @@ def test_inactivity_waits_for_the_first_request(apache) -> None:
         wait_until(lambda: one.ready() != idle, 1.5)
 
 
-def test_cpu_time_limit(apache) -> None:
+def test_cpu_time_limit(serve) -> None:
     """L1: processor time counts, waiting does not; the application sees no signal."""
-    one = server(apache, "cpu-time-limit=1.5")
+    one = server(serve, "cpu-time-limit=1.5")
     before = one.ready()
     one.get("/sleep?1.8")
     assert one.ready() == before
@@ -108,9 +108,9 @@ def test_cpu_time_limit(apache) -> None:
     replaced(one, before, "cpu_time_limit")
 
 
-def test_max_rss(apache) -> None:
+def test_max_rss(serve) -> None:
     """L1: a worker that has grown is replaced; the request that made it grow ends well."""
-    one = server(apache, "max-rss=100M")
+    one = server(serve, "max-rss=100M")
     before = one.ready()
     assert one.get("/grow?20").status == 200
     assert one.ready() == before
@@ -119,18 +119,18 @@ def test_max_rss(apache) -> None:
 
 
 @pytest.mark.parametrize("option", ["memory-limit", "virtual-memory-limit"])
-def test_memory_limits(apache, option: str) -> None:
+def test_memory_limits(serve, option: str) -> None:
     """L1: as in mod_wsgi an allocation beyond the limit fails; the worker goes on."""
-    one = server(apache, f"{option}=600M")
+    one = server(serve, f"{option}=600M")
     before = one.ready()
     assert one.get("/alloc?50").text.endswith(" allocated")
     assert one.get("/alloc?700").text.endswith(" MemoryError")
     assert one.ready() == before
 
 
-def test_one_at_a_time(apache) -> None:
+def test_one_at_a_time(serve) -> None:
     """L1: four workers due at once are replaced one after the other: never fewer than four are ready."""
-    one = server(apache, "maximum-requests=30", processes=4)
+    one = server(serve, "maximum-requests=30", processes=4)
     before = one.ready()
     few = []
 
@@ -145,9 +145,9 @@ def test_one_at_a_time(apache) -> None:
     assert min(few) >= 4, few
 
 
-def test_surge_nothing(apache) -> None:
+def test_surge_nothing(serve) -> None:
     """L1: reload-surge=0: the old worker ends first, never is there one more; requests wait for the new one."""
-    one = server(apache, "maximum-requests=50 reload-surge=0", processes=2)
+    one = server(serve, "maximum-requests=50 reload-surge=0", processes=2)
     before = one.ready()
     most = []
 
@@ -161,18 +161,18 @@ def test_surge_nothing(apache) -> None:
     assert max(most) == 2, most
 
 
-def test_surge_nothing_of_one_process(apache) -> None:
+def test_surge_nothing_of_one_process(serve) -> None:
     """L1: the same with a single process: requests wait while there is none."""
-    one = server(apache, "maximum-requests=40 reload-surge=0")
+    one = server(serve, "maximum-requests=40 reload-surge=0")
     with Load(one.port, clients=4) as load:
         wait_until(lambda: len({r.text for r in load.results}) >= 3, 60, "the third worker serves")
     assert not load.bad, load.bad[:5]
 
 
-def test_a_dead_worker_is_replaced_while_a_reload_is_refused(apache) -> None:
+def test_a_dead_worker_is_replaced_while_a_reload_is_refused(serve) -> None:
     """L5: a broken new version leaves the old one serving; when one of the old workers dies its place is tried again
     without the traceback being repeated, and taken once the code is mended."""
-    one = apache("WSGIDaemonProcess g processes=2 threads=3\n" + ALIAS)
+    one = serve(Plan("processes=2 threads=3"))
     wait_until(lambda: len(one.ready()) == 2)
     good = (one.apps / "life.wsgi").read_text()
     one.expect_log("MWR0308")

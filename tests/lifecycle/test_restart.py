@@ -9,13 +9,15 @@ import statistics
 import pytest
 
 from harness import http, procs
-from harness.apache import Apache
 from harness.inspect import look
 from harness.load import Load
+from harness.plan import Plan, Script
+from harness.server import Server
 from harness.wait import wait_until
 
-GROUP = "WSGIDaemonProcess g processes=2 threads=4\nWSGIProcessGroup g\nWSGIApplicationGroup %{GLOBAL}\n"
-ALIAS = "WSGIScriptAlias / {apps}/versioned.wsgi\n"
+GROUP = "processes=2 threads=4"
+#: what is httpd's default: a restart of the server brings the code of the moment
+ROLL = {"reload_on_restart": "on"}
 VERSIONED = """
 import library
 def application(environ, start_response):
@@ -25,26 +27,27 @@ def application(environ, start_response):
 """
 
 
-def deploy(server: Apache, version: str, library: str = "lib") -> None:
+def deploy(server: Server, version: str, library: str = "lib") -> None:
     server.write("lib/library.py", f"VALUE = {library!r}\n")
     server.write("versioned.wsgi", VERSIONED.replace("%s", version))
 
 
-def settled(server: Apache, text: str) -> None:
+def settled(server: Server, text: str) -> None:
     """Waits until every worker serves this: groups are rolled one worker after the other."""
     wait_until(lambda: {server.get().text for _ in range(20)} == {text}, 20, f"all serve {text!r}")
 
 
-def versioned(apache, config: str = GROUP, **kw) -> Apache:
-    server = apache(config.replace("threads=4", "threads=4 python-path={apps}/lib") + ALIAS, start=False, **kw)
+def versioned(serve, options: str = GROUP, settings: dict[str, str] | None = None) -> Server:
+    plan = Plan(f"{options} python-path={{apps}}/lib", "versioned.wsgi", settings=ROLL | (settings or {}))
+    server = serve(plan, start=False)
     deploy(server, "v1", "l1")
     return server.start()
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_graceful_loads_new_code(apache, mpm: str) -> None:
+@pytest.mark.everywhere
+def test_graceful_loads_new_code(serve) -> None:
     """R19, pitfall H7: after `apachectl graceful` edited modules, not only the script, are served new."""
-    server = versioned(apache, mpm=mpm)
+    server = versioned(serve)
     assert server.get().text == "v1 l1"
     server.write("lib/library.py", "VALUE = 'l2'\n")
     server.graceful()
@@ -52,10 +55,10 @@ def test_graceful_loads_new_code(apache, mpm: str) -> None:
 
 
 @pytest.mark.ours
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_graceful_under_load(apache, mpm: str) -> None:
+@pytest.mark.everywhere
+def test_graceful_under_load(serve) -> None:
     """R19, DESIGN 1.3: 8 clients, 8 graceful restarts: no request lost; each restart brings its code."""
-    server = versioned(apache, mpm=mpm)
+    server = versioned(serve)
     server.get()
     with Load(server.port, clients=8) as load:
         load.more(200)
@@ -68,9 +71,9 @@ def test_graceful_under_load(apache, mpm: str) -> None:
 
 
 @pytest.mark.ours
-def test_new_before_old(apache) -> None:
+def test_new_before_old(serve) -> None:
     """R19: the new workers are ready before the old ones stop taking requests: no gap, however slow the import."""
-    server = versioned(apache)
+    server = versioned(serve)
     server.get()
     with Load(server.port, clients=4) as load:
         load.more(100)
@@ -85,9 +88,9 @@ def test_new_before_old(apache) -> None:
 
 
 @pytest.mark.ours
-def test_long_request_survives_graceful(apache) -> None:
+def test_long_request_survives_graceful(serve) -> None:
     """R19: a request that runs while its worker is replaced is finished by the old one."""
-    server = apache(GROUP + "WSGIScriptAlias / {apps}/conform.wsgi")
+    server = serve(Plan(GROUP, "conform.wsgi", settings=ROLL))
     with server.connect() as c:
         c.send(http.build(target="/gated?long"))
         assert c.head().status == 200
@@ -100,9 +103,9 @@ def test_long_request_survives_graceful(apache) -> None:
 
 
 @pytest.mark.ours
-def test_broken_code_leaves_the_old_serving(apache) -> None:
+def test_broken_code_leaves_the_old_serving(serve) -> None:
     """DESIGN 8: when the new code cannot load, the old workers stay and the error is logged once."""
-    server = versioned(apache)
+    server = versioned(serve)
     assert server.get().text == "v1 l1"
     server.expect_log("deliberate-broken")
     server.log.allow(r"MWR0[34]\d\d|Traceback|File |Error|  \S")
@@ -116,9 +119,9 @@ def test_broken_code_leaves_the_old_serving(apache) -> None:
 
 
 @pytest.mark.ours
-def test_touched_script(apache) -> None:
+def test_touched_script(serve) -> None:
     """R10, R19: WSGIScriptReloading On: a changed script is served after the roll, nothing lost."""
-    server = versioned(apache)
+    server = versioned(serve)
     server.get()
     with Load(server.port, clients=4) as load:
         load.more(50)
@@ -130,9 +133,9 @@ def test_touched_script(apache) -> None:
 
 
 @pytest.mark.ours
-def test_reloading_off(apache) -> None:
+def test_reloading_off(serve) -> None:
     """R10: WSGIScriptReloading Off: a changed script waits for a restart."""
-    server = versioned(apache, GROUP.replace("processes=2", "processes=1") + "WSGIScriptReloading Off\n")
+    server = versioned(serve, "processes=1 threads=4", {"script_reloading": "off"})
     assert server.get().text == "v1 l1"
     before = {p.pid for p in server.processes()}
     server.write("versioned.wsgi", VERSIONED.replace("%s", "v2"))
@@ -144,9 +147,9 @@ def test_reloading_off(apache) -> None:
 
 
 @pytest.mark.ours
-def test_broken_touch_leaves_the_old_serving(apache) -> None:
+def test_broken_touch_leaves_the_old_serving(serve) -> None:
     """DESIGN 8: a touched script that cannot load is logged, and the old code goes on."""
-    server = versioned(apache)
+    server = versioned(serve)
     assert server.get().text == "v1 l1"
     server.expect_log("deliberate-touch")
     server.log.allow(r"MWR0[34]\d\d|Traceback|File |Error|  \S")
@@ -156,10 +159,11 @@ def test_broken_touch_leaves_the_old_serving(apache) -> None:
 
 
 @pytest.mark.ours
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_full_restart(apache, mpm: str) -> None:
+@pytest.mark.on("event", "prefork")
+@pytest.mark.everywhere
+def test_full_restart(serve) -> None:
     """R19, pitfall H5: `apachectl restart` (prefork: killpg) leaves keeper and supervisor alive, brings new code."""
-    server = versioned(apache, mpm=mpm)
+    server = versioned(serve)
     server.get()
     helpers = {p.pid for p in server.helpers("keeper")}
     deploy(server, "v2", "l2")
@@ -169,11 +173,11 @@ def test_full_restart(apache, mpm: str) -> None:
 
 
 @pytest.mark.ours
-def test_group_changes_at_graceful(apache) -> None:
+def test_group_changes_at_graceful(serve) -> None:
     """Pitfall H8: threads 4 → 10 and a removed group while an old request is under way: all answered."""
-    server = apache("WSGIDaemonProcess g processes=1 threads=4\nWSGIDaemonProcess gone threads=2\nWSGIApplicationGroup %{GLOBAL}\n"
-                    "WSGIScriptAlias /gone {apps}/conform.wsgi process-group=gone application-group=%{GLOBAL}\n"
-                    "WSGIScriptAlias / {apps}/conform.wsgi process-group=g application-group=%{GLOBAL}\n")  # fmt: skip
+    plan = Plan("processes=1 threads=4", "conform.wsgi", settings=ROLL)
+    gone = Script("conform.wsgi", "gone")
+    server = serve(plan.replace(groups={"gone": "threads=2"}, scripts={"/gone": gone}))
     old = [server.connect() for _ in range(2)]
     for c, path in zip(old, ("/gated?change", "/gone/gated?change"), strict=True):
         c.send(http.build(target=path))
@@ -181,8 +185,7 @@ def test_group_changes_at_graceful(apache) -> None:
     # an upload that has not arrived yet, accepted by the old generation
     upload = server.connect()
     upload.send(http.build("POST", "/gone/echo", [("Content-Length", "4")]) + b"up")
-    server.config = server.config.replace("threads=4", "threads=10")
-    server.config = "\n".join(line for line in server.config.splitlines() if "gone" not in line)
+    server.plan(plan.replace(options="processes=1 threads=10"))
     server.write_config()
     server.graceful()
     wait_until(lambda: server.get("/exact?x").status == 200, 10)
@@ -196,25 +199,28 @@ def test_group_changes_at_graceful(apache) -> None:
 
 
 @pytest.mark.ours
-def test_module_added_at_graceful(apache) -> None:
+@pytest.mark.on("event", "prefork", "nginx")
+def test_module_added_at_graceful(serve) -> None:
     """Pitfall H9: a module that a graceful restart adds works; one that it removes leaves nothing."""
-    server = apache("", load=False, start=False)
+    server = serve(start=False)
+    server.load, server.config = False, ""
     server.start()
     server.load = True
-    server.write_config(GROUP + "WSGIScriptAlias / {apps}/inspect.wsgi\n")
+    server.plan(Plan(GROUP, "inspect.wsgi"))
+    server.write_config()
     server.graceful()
     wait_until(lambda: server.get("/").status == 200, 20)
     assert look(server)["process_group"] == "g"
     server.load = False
     server.write_config("")
-    server.log.allow("AH00128|AH01276")
+    server.log.allow("AH00128|AH01276|is forbidden|is not found")
     server.graceful()
     server.snapshot()
     assert server.get("/").status in (403, 404)
 
 
-def _restarts(apache, count: int) -> None:
-    server = versioned(apache)
+def _restarts(serve, count: int) -> None:
+    server = versioned(serve)
     assert server.get().text == "v1 l1"
     for _ in range(10):
         server.graceful()
@@ -244,23 +250,23 @@ def _restarts(apache, count: int) -> None:
 
 @pytest.mark.ours
 @pytest.mark.timeout(120)
-def test_50_graceful_restarts(apache) -> None:
-    """R26: mappings, memory and descriptors of the parent stay flat over 50 graceful restarts."""
-    _restarts(apache, 50)
+def test_50_graceful_restarts(serve) -> None:
+    """R26: mappings, memory and descriptors of the server's first process stay flat over 50 graceful restarts."""
+    _restarts(serve, 50)
 
 
 @pytest.mark.ours
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_1000_graceful_restarts(apache) -> None:
+def test_1000_graceful_restarts(serve) -> None:
     """R26: the same over 1,000."""
-    _restarts(apache, 1000)
+    _restarts(serve, 1000)
 
 
 @pytest.mark.ours
-def test_parent_killed(apache) -> None:
-    """Pitfall H10: after SIGKILL of httpd's parent nothing of ours stays for ever once the children have gone."""
-    server = apache(GROUP + "WSGIScriptAlias / {apps}/inspect.wsgi")
+def test_parent_killed(serve) -> None:
+    """Pitfall H10: after SIGKILL of the server's first process nothing of ours stays for ever once the children have gone."""
+    server = serve(Plan(GROUP, "inspect.wsgi"))
     look(server)
     server.snapshot()
     children = server.server_processes()

@@ -8,32 +8,33 @@ import signal
 import pytest
 
 from harness import http, product
-from harness.apache import Apache
 from harness.inspect import look
 from harness.load import Load
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
-GROUP = "WSGIDaemonProcess g processes=2 threads=4\nWSGIProcessGroup g\nWSGIApplicationGroup %{GLOBAL}\n"
-CONFORM = GROUP + "WSGIScriptAlias / {apps}/conform.wsgi\n"
+GROUP = "processes=2 threads=4"
+CONFORM = Plan(GROUP, "conform.wsgi")
 
 
 @pytest.mark.ours
-@pytest.mark.parametrize("mpm", ["event", "worker", "prefork"])
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGWINCH], ids=["TERM", "WINCH"])
-def test_stop_leaves_nothing(apache, mpm: str, sig: int) -> None:
-    """R19: stop and graceful-stop end every process; no socket, no file but logs and the lock is left."""
-    server = apache(CONFORM, mpm=mpm)
+@pytest.mark.everywhere
+@pytest.mark.parametrize("graceful", [False, True], ids=["stop", "graceful-stop"])
+def test_stop_leaves_nothing(serve, graceful: bool) -> None:
+    """R19, N9: stop and graceful-stop end every process; no socket, no file but logs and the lock is left."""
+    server = serve(CONFORM)
     assert server.get("/exact?x").status == 200
-    server.stop(sig)
+    server.stop(server.GRACEFUL_STOP if graceful else signal.SIGTERM)
     run = [os.path.join(w, n) for w, _, names in os.walk(server.run) for n in names]
     left = [p for p in run if not p.endswith(("/lock", "/httpd.pid"))]
     assert not left
 
 
 @pytest.mark.ours
-def test_stop_runs_atexit(apache) -> None:
+def test_stop_runs_atexit(serve) -> None:
     """DESIGN 7: a stop runs the applications' atexit functions."""
-    server = apache(GROUP + "WSGIScriptAlias / {apps}/atexit.wsgi\n", start=False)
+    server = serve(Plan(GROUP, "atexit.wsgi"), start=False)
     server.write("atexit.wsgi", """
 import atexit, os
 def note():
@@ -50,10 +51,9 @@ def application(environ, start_response):
 
 
 @pytest.mark.ours
-def test_stop_is_bounded_with_a_stuck_request(apache) -> None:
+def test_stop_is_bounded_with_a_stuck_request(serve) -> None:
     """R19: a request that never ends does not hold up the stop beyond the time-outs."""
-    server = apache("WSGIDaemonProcess g threads=2 shutdown-timeout=1 graceful-timeout=1\nWSGIProcessGroup g\n"
-                    "WSGIApplicationGroup %{GLOBAL}\nWSGIScriptAlias / {apps}/conform.wsgi\n")  # fmt: skip
+    server = serve(Plan("threads=2 shutdown-timeout=1 graceful-timeout=1", "conform.wsgi"))
     server.log.allow(r"MWR0[234]\d\d|AH00045|AH00046")
     with server.connect() as c:
         c.send(http.build(target="/slow?60"))
@@ -62,9 +62,11 @@ def test_stop_is_bounded_with_a_stuck_request(apache) -> None:
 
 
 @pytest.mark.ours
-def test_ctrl_c(apache) -> None:
-    """Pitfall H5: Ctrl-C in the foreground reaches httpd's process group only; the rest is told to stop."""
-    server = apache(CONFORM, mpm="prefork")
+@pytest.mark.on("prefork", "nginx")
+@pytest.mark.everywhere
+def test_ctrl_c(serve) -> None:
+    """Pitfall H5: Ctrl-C in the foreground reaches the server's process group only; the rest is told to stop."""
+    server = serve(CONFORM)
     assert server.get("/exact?x").status == 200
     server.snapshot()
     os.killpg(server.pid, signal.SIGINT)
@@ -74,9 +76,9 @@ def test_ctrl_c(apache) -> None:
 
 
 @pytest.mark.ours
-def test_supervisor_killed(apache) -> None:
+def test_supervisor_killed(serve) -> None:
     """DESIGN 1.3: kill -9 of the supervisor under load loses nothing: a new one takes over."""
-    server = apache(CONFORM)
+    server = serve(CONFORM)
     server.log.allow(r"MWR03\d\d")
     assert server.get("/exact?x").status == 200
     with Load(server.port, "/exact?x", clients=4) as load:
@@ -92,9 +94,9 @@ def test_supervisor_killed(apache) -> None:
 
 
 @pytest.mark.ours
-def test_keeper_killed(apache) -> None:
+def test_keeper_killed(serve) -> None:
     """DESIGN 2: after kill -9 of the keeper requests go on or come back by themselves; a graceful restart mends all."""
-    server = apache(CONFORM)
+    server = serve(CONFORM)
     server.log.allow(r"MWR0\d{3}")
     assert server.get("/exact?x").status == 200
     keeper = server.helpers("keeper")[0]
@@ -105,9 +107,9 @@ def test_keeper_killed(apache) -> None:
     assert len(server.helpers("keeper")) == 1
 
 
-def test_worker_killed_while_idle(apache) -> None:
+def test_worker_killed_while_idle(serve) -> None:
     """R19: an idle worker that is killed is replaced; requests meanwhile are served."""
-    server = apache(GROUP + "WSGIScriptAlias / {apps}/inspect.wsgi")
+    server = serve(Plan(GROUP, "inspect.wsgi"))
     server.log.allow(r"MWR03\d\d")
     pid = look(server)["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -118,17 +120,17 @@ def test_worker_killed_while_idle(apache) -> None:
 
 @pytest.mark.ours
 def test_one_process_mode(apache) -> None:
-    """Pitfall H11: `httpd -X` serves, and its end leaves nothing."""
-    server = apache(CONFORM, args=["-X"])
+    """Pitfall H11: `httpd -X` serves, and its end leaves nothing. (nginx's way is in nginx/test_life.py.)"""
+    server = apache(CONFORM.apache(), args=["-X"])
     assert server.get("/exact?x").text == "exact:x"
     assert server.get("/echo", method="POST", body=b"b" * 100000).body == b"b" * 100000
     server.stop()
 
 
 @pytest.mark.ours
-def test_two_servers_do_not_meet(apache) -> None:
+def test_two_servers_do_not_meet(serve) -> None:
     """DESIGN 2: two servers with run directories of their own have keepers of their own."""
-    first, second = apache(CONFORM), apache(CONFORM)
+    first, second = serve(CONFORM), serve(CONFORM)
     assert first.get("/exact?1").text == "exact:1" and second.get("/exact?2").text == "exact:2"
     a, b = {p.pid for p in first.helpers("keeper")}, {p.pid for p in second.helpers("keeper")}
     assert len(a) == len(b) == 1 and a != b
@@ -137,9 +139,9 @@ def test_two_servers_do_not_meet(apache) -> None:
 
 
 @pytest.mark.ours
-def test_start_after_crash(apache) -> None:
+def test_start_after_crash(serve) -> None:
     """R19: what a server killed outright leaves in its run directory does not keep the next from starting."""
-    server: Apache = apache(CONFORM)
+    server: Server = serve(CONFORM)
     assert server.get("/exact?x").status == 200
     server.kill_all()
     server.process = None
@@ -150,9 +152,9 @@ def test_start_after_crash(apache) -> None:
 
 @pytest.mark.ours
 @pytest.mark.root
-def test_run_directory_of_somebody_else(apache) -> None:
+def test_run_directory_of_somebody_else(serve) -> None:
     """DESIGN 9: a run directory that others can write is refused, with its name."""
-    server: Apache = apache(CONFORM + "WSGISocketPrefix {scratch}/sock\n", start=False)
+    server: Server = serve(CONFORM.replace(settings={"socket_prefix": "{scratch}/sock"}), start=False)
     bad = server.scratch / "sock.mod-wsgi-rs"
     bad.mkdir()
     bad.chmod(0o777)
@@ -170,9 +172,9 @@ def test_run_directory_of_somebody_else(apache) -> None:
 
 @pytest.mark.ours
 @pytest.mark.long
-def test_many_supervisor_kills(apache) -> None:
+def test_many_supervisor_kills(serve) -> None:
     """DESIGN 1.3: kills of a supervisor that has settled (the keeper's back-off starts anew), under load."""
-    server = apache(CONFORM)
+    server = serve(CONFORM)
     server.log.allow(r"MWR03\d\d")
     with Load(server.port, "/exact?x", clients=8) as load:
         for _ in range(8):

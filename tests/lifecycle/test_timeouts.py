@@ -9,17 +9,17 @@ import time
 
 import pytest
 
-from harness.apache import Apache
 from harness.load import Load
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.ours
-ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
 STACKS = r"  File |Thread 0x|Current thread 0x|Extension modules|\(most recent call first\)|<no Python frame>|^$"
 
 
-def server(apache, options: str, processes: int = 1, extra: str = "", **kw) -> Apache:
-    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n{ALIAS}{extra}", **kw)
+def server(serve, options: str, processes: int = 1, **plan) -> Server:
+    one = serve(Plan(f"processes={processes} threads=3 {options}", **plan))
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     one.log.allow(STACKS)
     return one
@@ -32,11 +32,11 @@ def in_background(call) -> list:
     return out
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_request_timeout(apache, mpm: str) -> None:
+@pytest.mark.everywhere
+def test_request_timeout(serve) -> None:
     """L2: 504, request line and stacks of all threads in the log; only that worker is replaced, and another request in
     it ends first."""
-    one = server(apache, "request-timeout=1 graceful-timeout=20", processes=2, mpm=mpm)
+    one = server(serve, "request-timeout=1 graceful-timeout=20", processes=2)
     one.expect_log("MWR0436")
     before = one.ready()
     stuck = in_background(lambda: one.get("/wait?never", timeout=20))
@@ -55,10 +55,10 @@ def test_request_timeout(apache, mpm: str) -> None:
     assert len(before & one.ready()) == 1
 
 
-def test_other_requests_of_a_stuck_worker_end_well(apache) -> None:
+def test_other_requests_of_a_stuck_worker_end_well(serve) -> None:
     """L2: what runs beside the stuck request in the same worker is finished."""
-    place = "<Location /sleep>\nWSGIRequestTimeout 0\n</Location>\n"
-    one = server(apache, "request-timeout=0.5 graceful-timeout=20", extra=place)
+    places = {"/sleep": {"request_timeout": "0"}}
+    one = server(serve, "request-timeout=0.5 graceful-timeout=20", places=places)
     one.expect_log("MWR0436")
     (before,) = one.ready()
     slow = in_background(lambda: one.get("/sleep?3", timeout=20))
@@ -70,20 +70,10 @@ def test_other_requests_of_a_stuck_worker_end_well(apache) -> None:
     assert r.status == 200 and int(r.text.split()[0]) == before
 
 
-def test_per_location(apache) -> None:
+def test_per_location(serve) -> None:
     """L2: WSGIRequestTimeout of a place replaces that of the group; 0 is never."""
-    one = server(
-        apache,
-        "request-timeout=1",
-        extra="""
-<Location /sleep>
-WSGIRequestTimeout 0
-</Location>
-<Location /spin>
-WSGIRequestTimeout 30
-</Location>
-""",
-    )
+    places = {"/sleep": {"request_timeout": "0"}, "/spin": {"request_timeout": "30"}}
+    one = server(serve, "request-timeout=1", places=places)
     before = one.ready()
     assert one.get("/sleep?1.6").status == 200
     assert one.get("/spin?1.2").status == 200
@@ -93,9 +83,9 @@ WSGIRequestTimeout 30
     assert one.get("/wait?never").status == 504
 
 
-def test_at_most_one_replacement(apache) -> None:
+def test_at_most_one_replacement(serve) -> None:
     """L2, pitfall 7.6: a database that does not answer makes one worker start anew, not all at once."""
-    one = server(apache, "request-timeout=0.5 shutdown-timeout=2", processes=3)
+    one = server(serve, "request-timeout=0.5 shutdown-timeout=2", processes=3)
     one.log.allow("MWR0436")
     before = wait_until(lambda: len(r := one.ready()) == 3 and r)
     answers = [in_background(lambda: one.get("/wait?never", timeout=20)) for _ in range(9)]
@@ -115,9 +105,9 @@ def test_at_most_one_replacement(apache) -> None:
     assert one.get("/").status == 200
 
 
-def test_interrupt(apache) -> None:
+def test_interrupt(serve) -> None:
     """L3: the exception ends the request, its traceback says where it was; the worker stays."""
-    one = server(apache, "request-timeout=0.5 interrupt-timeout=5")
+    one = server(serve, "request-timeout=0.5 interrupt-timeout=5")
     before = one.ready()
     one.expect_log("MWR0437.*GET /wait.never")
     one.expect_log("MWR0430: exception mod_wsgi.RequestTimeout")
@@ -129,17 +119,17 @@ def test_interrupt(apache) -> None:
     assert one.ready() == before
 
 
-def test_an_application_may_answer_the_interruption(apache) -> None:
+def test_an_application_may_answer_the_interruption(serve) -> None:
     """L3: what the application makes of the exception is its answer."""
-    one = server(apache, "request-timeout=0.5 interrupt-timeout=5")
+    one = server(serve, "request-timeout=0.5 interrupt-timeout=5")
     one.expect_log("MWR0437")
     r = one.get("/catch?never")
     assert (r.status, r.text.split()[1]) == (200, "caught")
 
 
-def test_an_interruption_that_does_not_help(apache) -> None:
+def test_an_interruption_that_does_not_help(serve) -> None:
     """L3: code outside the interpreter is not reached; after interrupt-timeout it is as without."""
-    one = server(apache, "request-timeout=0.5 interrupt-timeout=0.5")
+    one = server(serve, "request-timeout=0.5 interrupt-timeout=0.5")
     before = one.ready()
     one.expect_log("MWR0437")
     one.expect_log("MWR0436")
@@ -149,9 +139,9 @@ def test_an_interruption_that_does_not_help(apache) -> None:
     wait_until(lambda: one.ready() and not one.ready() & before, 10)
 
 
-def test_deadlock(apache) -> None:
+def test_deadlock(serve) -> None:
     """L4: a thread that keeps the GIL for ever: stacks, replacement, 502 for what ran, other requests served."""
-    one = server(apache, "deadlock-timeout=1 shutdown-timeout=1")
+    one = server(serve, "deadlock-timeout=1 shutdown-timeout=1")
     one.expect_log("MWR0438")
     one.log.allow("MWR0207")
     before = one.ready()
@@ -164,9 +154,9 @@ def test_deadlock(apache) -> None:
     assert not one.ready() & before
 
 
-def test_a_stopped_worker(apache) -> None:
+def test_a_stopped_worker(serve) -> None:
     """L4: a process that is stopped can say nothing of itself; it is replaced and killed, its requests get 502."""
-    one = server(apache, "deadlock-timeout=0.5 shutdown-timeout=0.5")
+    one = server(serve, "deadlock-timeout=0.5 shutdown-timeout=0.5")
     (victim,) = one.ready()
     stuck = in_background(lambda: one.get("/wait?never", timeout=30))
     wait_until(lambda: any(w["running"] for w in one.workers()))
@@ -179,9 +169,9 @@ def test_a_stopped_worker(apache) -> None:
     assert victim not in one.ready()
 
 
-def test_a_slow_start_has_its_own_message(apache) -> None:
+def test_a_slow_start_has_its_own_message(serve) -> None:
     """L4: startup-timeout counts from the start of the process; the message says so, requests get 503."""
-    one = apache("WSGIDaemonProcess g processes=1 threads=3 startup-timeout=1\n" + ALIAS, start=False)
+    one = serve(Plan("processes=1 threads=3 startup-timeout=1"), start=False)
     one.write("life.wsgi", "import time\ntime.sleep(60)\n")
     one.start()
     one.log.allow("MWR020[34]|MWR0309")
@@ -189,10 +179,12 @@ def test_a_slow_start_has_its_own_message(apache) -> None:
     assert one.get("/", timeout=20).status == 503
 
 
-def test_a_script_that_loads_too_long(apache) -> None:
-    """L4: the same for a script that loads at its first request: 504, and the worker is replaced."""
+@pytest.mark.on("event", "prefork")
+def test_a_script_that_loads_too_long(serve) -> None:
+    """L4: the same for a script that loads at its first request: 504, and the worker is replaced. (nginx names every
+    script; all are loaded when workers start.)"""
     late = "WSGIScriptAliasMatch ^/late/(.*) {apps}/$1.wsgi process-group=g application-group=%{GLOBAL}\n"
-    one = apache("WSGIDaemonProcess g processes=1 threads=3 startup-timeout=1\n" + late + ALIAS)
+    one = serve(Plan("processes=1 threads=3 startup-timeout=1", own={"apache": late}))
     one.log.allow(STACKS)
     wait_until(one.ready)
     one.write("sleeper.wsgi", "import time\ntime.sleep(60)\n")
@@ -203,9 +195,9 @@ def test_a_script_that_loads_too_long(apache) -> None:
     one.log.wait(r"has ended \(startup_timeout\)")
 
 
-def test_eviction(apache) -> None:
+def test_eviction(serve) -> None:
     """L4: SIGUSR1 to a worker: the successor first, running requests end, at most eviction-timeout."""
-    one = server(apache, "eviction-timeout=10 graceful-timeout=0.1")
+    one = server(serve, "eviction-timeout=10 graceful-timeout=0.1")
     (victim,) = one.ready()
     slow = in_background(lambda: one.get("/sleep?1.5", timeout=20))
     wait_until(lambda: any(w["running"] for w in one.workers()))
@@ -215,9 +207,9 @@ def test_eviction(apache) -> None:
     assert one.ready() and victim not in one.ready()
 
 
-def test_what_a_dead_worker_was_doing(apache) -> None:
+def test_what_a_dead_worker_was_doing(serve) -> None:
     """L9: the line about a death names the requests that ran, with their phase and age; `ctl status` repeats it."""
-    one = server(apache, "")
+    one = server(serve, "")
     (victim,) = one.ready()
     lost = in_background(lambda: one.get("/wait?never&secret=no", timeout=20))
     wait_until(lambda: any(w["running"] for w in one.workers()))
