@@ -212,15 +212,16 @@ pub fn is_announced(r: &Request<'_>) -> bool {
 
 /// CONTINUE has come: the application reads. Goes on in an event of its own, because nginx is amid its reading of the
 /// worker's answer.
-pub fn asked(u: &mut sys::ngx_http_upstream_t, x: &mut Exchange) {
+pub fn asked(r: &Request<'_>, x: &mut Exchange) {
     if x.feed.state != State::Unasked {
         return;
     }
     x.feed.state = State::Asked;
-    u.write_event_handler = Some(on_worker);
     // SAFETY: the worker's connection is live while nginx reads from it.
     unsafe {
-        if let Some(c) = u.peer.connection.as_ref() {
+        let u = r.upstream();
+        (*u).write_event_handler = Some(on_worker);
+        if let Some(c) = (*u).peer.connection.as_ref() {
             // How long the application may pause is counted from the body's end on.
             sys::mwr_del_timer(c.read);
             sys::mwr_post_event(c.write);

@@ -345,9 +345,12 @@ fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool
 unsafe extern "C" fn reinit_request(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
     callback("reinit_request", ERROR, || {
         // SAFETY: nginx passes a live request that `begin` has prepared.
-        let x = unsafe { exchange(r) };
+        let (view, x) = unsafe { (Request::new(r), exchange(r)) };
         x.reader = Default::default();
         x.framer = None;
+        x.small = false;
+        // SAFETY: as above.
+        unsafe { (*view.upstream()).set_buffering((view.location().upstream.buffering != 0).into()) };
         0
     })
 }

@@ -8,6 +8,7 @@ use crate::guard::callback;
 use crate::log;
 use crate::process::{Failure, Group, Process, Ticket, current};
 use crate::request::Request;
+use crate::response;
 use crate::sys;
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::pool::Look;
@@ -43,8 +44,14 @@ pub struct Exchange {
     pub framer: Option<Framer>,
     /// The whole answer lies in the first buffer.
     pub small: bool,
+    /// When it began to look for a worker; its body had been read by then.
     started: Instant,
+    /// Workers asked, also those that gave it back unrun.
     tries: u32,
+    /// Workers that have begun it.
+    runs: u32,
+    /// The failure or status that a worker's answer brings lets another worker try, unless nginx finds that too late.
+    another: bool,
     recalls: u32,
     patience: u32,
     avoid: Option<u16>,
@@ -99,6 +106,8 @@ impl Exchange {
             small: false,
             started: Instant::now(),
             tries: 0,
+            runs: 0,
+            another: false,
             recalls: 0,
             patience: 3,
             avoid: None,
@@ -232,6 +241,7 @@ pub unsafe extern "C" fn init(
             peer.get = Some(get);
             peer.free = Some(free);
             peer.tries = 1;
+            (*peer.data.cast::<Exchange>()).started = Instant::now();
         }
         0
     })
@@ -322,7 +332,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
             pc.socklen = size_of::<libc::sockaddr>() as _;
             pc.name = (&raw const NAME.0).cast_mut();
             pc.set_cached(0);
-            (x.woken, x.recalled, x.not_run, x.lost) = (false, false, false, None);
+            (x.woken, x.recalled, x.not_run, x.lost, x.another) = (false, false, false, None, false);
             if std::mem::take(&mut x.again) {
                 sys::mwr_force_reinit((*x.r).upstream);
             }
@@ -378,6 +388,8 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
             return;
         }
         let failed = state & sys::NGX_PEER_FAILED as sys::ngx_uint_t != 0;
+        // nginx goes on to another worker, for a reason of `lets_another_try`.
+        let another = x.another && state & (sys::NGX_PEER_FAILED | sys::NGX_PEER_NEXT) as sys::ngx_uint_t != 0;
         // SAFETY: the record of a live wire.
         let timed_out = unsafe {
             let c = (*wire).c;
@@ -395,8 +407,18 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
         }
         let Some(lease) = x.lease.take() else { return conn::discard(wire) };
         let Some(group) = x.group.clone() else { return conn::discard(wire) };
+        if another {
+            // SAFETY: the request lives as long as its exchange, and nginx reads nothing more of this answer.
+            unsafe {
+                let r = Request::new(x.r);
+                response::drop_rest(&r, x, &mut (*r.upstream()).buffer);
+            }
+        }
         if x.reader.ended() || (x.reader.done() && !x.not_run) {
             pc.tries = 0;
+            if another {
+                x.run_again(pc, lease.slot);
+            }
             let left = x.feed.left(x.reader.done());
             if left == Left::Broken {
                 return conn::discard(wire);
@@ -421,8 +443,11 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
                 // SAFETY: the request lives as long as its exchange.
                 log::write(unsafe { Request::new(x.r) }.log(), v.level, &format!("{}: {e}", v.code));
             }
-            pc.tries = usize::from(failed && x.may_run_again(timed_out)) as sys::ngx_uint_t;
-            x.again = pc.tries > 0;
+            let case = if timed_out { sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT } else { sys::NGX_HTTP_UPSTREAM_FT_ERROR };
+            pc.tries = 0;
+            if another || (failed && x.framer.is_none() && x.may_run_again(case)) {
+                x.run_again(pc, lease.slot);
+            }
             return;
         }
         if x.lost.take().is_some() {
@@ -472,24 +497,42 @@ impl Exchange {
         }
     }
 
-    /// A worker had begun the request: whether configuration allows another try.
-    fn may_run_again(&mut self, timed_out: bool) -> bool {
+    /// Whether configuration lets another worker run what one has begun, in a case of wsgi_next_upstream (a bit of
+    /// nginx's) and before a byte of an answer has been passed on.
+    fn may_run_again(&self, case: u32) -> bool {
         // SAFETY: the request lives as long as its exchange.
         let r = unsafe { Request::new(self.r) };
         let location = r.location();
         let mask = location.next_upstream;
-        let case = if timed_out { sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT } else { sys::NGX_HTTP_UPSTREAM_FT_ERROR };
         let any = sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT as sys::ngx_uint_t;
         let most = match location.upstream.next_upstream_tries {
             0 => 2,
             n => n as u32,
         };
+        let limit = location.upstream.next_upstream_timeout;
+        // SAFETY: nginx's clock, and its record of the request's peers.
+        let late = limit > 0 && unsafe { sys::mwr_now().wrapping_sub((*r.upstream()).peer.start_time) } >= limit;
         self.failure.is_none()
+            && !late
             && !self.feed.has_begun()
-            && self.framer.is_none()
             && mask & case as sys::ngx_uint_t != 0
             && (r.is_idempotent() || mask & any != 0)
-            && self.tries < most
+            && self.runs + 1 < most
+    }
+
+    /// The answer of the worker is such a case: notes whether another one may try.
+    pub fn lets_another_try(&mut self, case: u32) -> bool {
+        self.another = self.may_run_again(case);
+        self.another
+    }
+
+    /// Another worker is to run the request.
+    fn run_again(&mut self, pc: &mut sys::ngx_peer_connection_t, slot: u16) {
+        self.runs += 1;
+        self.again = true;
+        self.avoid = Some(slot);
+        self.started = Instant::now();
+        pc.tries = 1;
     }
 }
 

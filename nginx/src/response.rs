@@ -52,7 +52,11 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
             let begin = x.reader.begin(bytes);
             let (item, used) = match begin {
                 Err(e) => {
-                    x.fail(&x.protocol_error(e.to_string()));
+                    let e = x.protocol_error(e.to_string());
+                    if x.lets_another_try(sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER) {
+                        return another(&view, &e);
+                    }
+                    x.fail(&e);
                     return tell(&view, u, x);
                 }
                 Ok(Begin::More(need)) => {
@@ -78,13 +82,25 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
             u.buffer.pos = unsafe { u.buffer.pos.add(used) };
             match item {
                 Item::Log(level) => log::write(view.log(), level, &String::from_utf8_lossy(x.reader.text())),
-                Item::Continue => feed::asked(u, x),
+                Item::Continue => feed::asked(&view, x),
                 Item::Abort(AbortReason::NotRun) => {
                     x.not_run = true;
                     return sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t;
                 }
                 Item::Abort(reason) => {
-                    x.fail(&RequestError::Aborted(reason));
+                    let e = RequestError::Aborted(reason);
+                    let case = match reason {
+                        AbortReason::Timeout => sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT,
+                        // The worker has found what is wrong with the head, or with what followed.
+                        AbortReason::Protocol => {
+                            sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER | sys::NGX_HTTP_UPSTREAM_FT_HTTP_500
+                        }
+                        _ => sys::NGX_HTTP_UPSTREAM_FT_HTTP_500,
+                    };
+                    if x.lets_another_try(case) {
+                        return another(&view, &e);
+                    }
+                    x.fail(&e);
                     return tell(&view, u, x);
                 }
                 _ if x.reader.done() => {
@@ -94,6 +110,27 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
                 _ => {}
             }
         }
+    })
+}
+
+/// The worker's answer is of no use, and another worker may be asked: nginx does that for an invalid head.
+fn another(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
+    let v = e.verdict();
+    if !v.code.is_empty() {
+        log::write(r.log(), v.level, &format!("{}: {e}; another worker is asked", v.code));
+    }
+    sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t
+}
+
+/// The case of wsgi_next_upstream that a worker's own status is.
+fn case_of(status: u16) -> Option<u32> {
+    Some(match status {
+        500 => sys::NGX_HTTP_UPSTREAM_FT_HTTP_500,
+        503 => sys::NGX_HTTP_UPSTREAM_FT_HTTP_503,
+        403 => sys::NGX_HTTP_UPSTREAM_FT_HTTP_403,
+        404 => sys::NGX_HTTP_UPSTREAM_FT_HTTP_404,
+        429 => sys::NGX_HTTP_UPSTREAM_FT_HTTP_429,
+        _ => return None,
     })
 }
 
@@ -146,7 +183,11 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
     let framer = match Framer::new(r.is_head(), head.status, head.reason, head.headers(), whole) {
         Ok(framer) => framer,
         Err(e) => {
-            x.fail(&RequestError::BadResponse(e));
+            let e = RequestError::BadResponse(e);
+            if x.lets_another_try(sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER) {
+                return another(r, &e);
+            }
+            x.fail(&e);
             return tell(r, u, x);
         }
     };
@@ -166,8 +207,9 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
     }
     u.headers_in.content_length_n = framer.content_length().map_or(-1, |n| n as sys::off_t);
     x.framer = Some(framer);
-    // A worker's own answer is none that makes nginx ask another worker.
-    u.peer.tries = 1;
+    // nginx asks another worker where tries are left and the status is in its own mask, which has them all; so it does
+    // for a 502 and a 504 of the application, which are no case of ours.
+    u.peer.tries = if case_of(head.status).is_some_and(|case| x.lets_another_try(case)) { 2 } else { 1 };
     OK
 }
 
@@ -209,28 +251,31 @@ fn add_field(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, name: &[u8], val
     }
 }
 
+/// Nobody will read more of the answer: what is here of it is dropped, so that the connection is free where it was all.
+pub fn drop_rest(r: &Request<'_>, x: &mut Exchange, buffer: &mut sys::ngx_buf_t) {
+    // SAFETY: nginx's first buffer, whose content nobody changes.
+    let mut rest = unsafe { content(buffer) };
+    while !rest.is_empty() && !x.reader.done() {
+        match x.reader.next(rest) {
+            Ok((used, item)) => {
+                rest = &rest[used..];
+                if let Item::Log(level) = item {
+                    log::write(r.log(), level, &String::from_utf8_lossy(x.reader.text()));
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    buffer.pos = buffer.last;
+}
+
 /// After the head: what decides how the body goes on.
 fn begin_body(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange) {
+    if r.is_head() || matches!(u.headers_in.status_n, 204 | 304) {
+        return drop_rest(r, x, &mut u.buffer);
+    }
     // SAFETY: nginx's first buffer.
     let rest = unsafe { content(&u.buffer) };
-    let no_body = r.is_head() || matches!(u.headers_in.status_n, 204 | 304);
-    if no_body {
-        // Nobody will read a body: what is here of it is dropped, so that the connection is free where it was all.
-        let mut rest = rest;
-        while !rest.is_empty() && !x.reader.done() {
-            match x.reader.next(rest) {
-                Ok((used, item)) => {
-                    rest = &rest[used..];
-                    if let Item::Log(level) = item {
-                        log::write(r.log(), level, &String::from_utf8_lossy(x.reader.text()));
-                    }
-                }
-                Err(_) => break,
-            }
-        }
-        u.buffer.pos = u.buffer.last;
-        return;
-    }
     // SAFETY: a live upstream.
     let stored = unsafe { sys::mwr_is_stored(u) != 0 };
     let whole = x.reader.ends_with_head().is_some_and(|n| n > 0 && n <= rest.len() as u64);
@@ -314,8 +359,7 @@ fn next(r: &Request<'_>, x: &mut Exchange, bytes: &[u8]) -> (usize, Piece) {
                     }
                 }
             }
-            // SAFETY: the upstream is a record of its own; the caller's reference to it is not used meanwhile.
-            Item::Continue => feed::asked(unsafe { &mut *r.upstream() }, x),
+            Item::Continue => feed::asked(r, x),
             Item::Mark => {}
         }
         if x.reader.ended() && !had_ended {

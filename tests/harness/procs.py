@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 import signal
 import subprocess
 import time
@@ -173,3 +174,9 @@ def kill_tree(first: subprocess.Popen[bytes] | None, left: Callable[[], list[Pro
         for p in found:
             p.kill()
         time.sleep(0.02)
+
+
+def threads_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has reached every thread of a process: until then one may still begin a request."""
+    tasks = [p.read_text() for p in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
+    return bool(tasks) and all(text.rpartition(")")[2].split()[0] == "T" for text in tasks)

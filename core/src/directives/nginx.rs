@@ -122,9 +122,9 @@ directives! {
     "wsgi_read_timeout" "time" "60s" Location Upstream(Setting::ReadTimeout),
         "As uwsgi_read_timeout: longest pause of the application.";
     "wsgi_next_upstream" "error | timeout | invalid_header | http_500 | http_503 | http_403 | http_404 | http_429 | non_idempotent | off …" "off" Location Upstream(Setting::NextUpstream),
-        "When a request that a worker has begun may be given to another one. A request that none has begun always is, whatever its method.";
+        "When a request that a worker has begun may be given to another one, as long as nothing of an answer has been passed on: for the failures and statuses named here, and only for methods that nginx takes for repeatable unless non_idempotent is named. An exception of the application counts as http_500, an answer that breaks WSGI's or HTTP's rules as invalid_header and as http_500, request-timeout as timeout. A request that no worker has begun always goes to another one, whatever its method.";
     "wsgi_next_upstream_tries" "number" "0" Location Upstream(Setting::NextUpstreamTries),
-        "As uwsgi_next_upstream_tries; 0 = two workers at most.";
+        "How many workers may begin a request; 0 = two. Workers that gave it back unrun do not count.";
     "wsgi_next_upstream_timeout" "time" "0" Location Upstream(Setting::NextUpstreamTimeout),
         "As uwsgi_next_upstream_timeout.";
     "wsgi_intercept_errors" "on | off" "off" Location Upstream(Setting::InterceptErrors),
