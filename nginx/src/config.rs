@@ -9,6 +9,7 @@ use crate::process::Generation;
 use crate::sys;
 use mod_wsgi_core::config::{DirConfig, Selector, ServerConfig};
 use mod_wsgi_wire::control::Preload;
+use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
 use std::rc::Rc;
@@ -43,6 +44,17 @@ pub struct Script {
     pub mount: Vec<u8>,
     /// Where the configuration names it, `file:line`.
     pub at: String,
+    /// What the file was when it was last looked at.
+    pub seen: Cell<Seen>,
+}
+
+/// What a script's file was at a time of nginx's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    /// Milliseconds; 0 = never looked at.
+    pub at: usize,
+    /// Modification time, microseconds since the epoch.
+    pub modified: u64,
 }
 
 /// An entry of the environ.

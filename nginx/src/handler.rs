@@ -1,7 +1,7 @@
 //! The content handler: checks what is asked for, has nginx read the body, builds the REQUEST for nginx's upstream.
 #![allow(unsafe_code)]
 
-use crate::config::{Location, Script, UNSET, Value};
+use crate::config::{Location, Script, Seen, UNSET, Value};
 use crate::feed;
 use crate::guard::callback;
 use crate::log;
@@ -76,7 +76,7 @@ fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
 }
 
 fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Process, streams: bool) -> sys::ngx_int_t {
-    if let Err((status, text)) = check_script(script) {
+    if let Err((status, text)) = modified(script) {
         log::write(r.log(), Level::Error, &text);
         return status;
     }
@@ -130,8 +130,16 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Proces
     }
 }
 
-/// The same answers as on httpd for what is no script.
-fn check_script(script: &Script) -> Result<(), (sys::ngx_int_t, String)> {
+/// The script's modification time in microseconds, or the same answers as on httpd for what is no script. The file is
+/// looked at once in a millisecond of nginx's clock, which stands still during one turn of its loop: requests that came
+/// together share the answer.
+fn modified(script: &Script) -> Result<u64, (sys::ngx_int_t, String)> {
+    // SAFETY: reads a counter of this process, which has one thread that serves.
+    let now = unsafe { sys::mwr_now() } as usize;
+    let seen = script.seen.get();
+    if seen.at == now && now != 0 {
+        return Ok(seen.modified);
+    }
     let fail = |status: u32, code: &str, text: &str| {
         Err((status as sys::ngx_int_t, format!("{code}: {text}: {}", script.file)))
     };
@@ -141,15 +149,12 @@ fn check_script(script: &Script) -> Result<(), (sys::ngx_int_t, String)> {
             fail(sys::NGX_HTTP_FORBIDDEN, "MWR0222", "attempt to invoke directory as WSGI application")
         }
         Ok(m) if !m.is_file() => fail(sys::NGX_HTTP_FORBIDDEN, "MWR0223", "target WSGI script is not a regular file"),
-        Ok(_) => Ok(()),
+        Ok(m) => {
+            let modified = u64::try_from(m.mtime() * 1_000_000 + m.mtime_nsec() / 1000).unwrap_or(0);
+            script.seen.set(Seen { at: now, modified });
+            Ok(modified)
+        }
     }
-}
-
-/// Modification time of the script in microseconds; 0 when it cannot be had.
-fn modified(script: &Script) -> u64 {
-    let Ok(m) = std::fs::metadata(&script.file) else { return 0 };
-    let micros = m.mtime() * 1_000_000 + m.mtime_nsec() / 1000;
-    u64::try_from(micros).unwrap_or(0)
 }
 
 /// The exchange of a request whose upstream is ours.
@@ -237,10 +242,24 @@ fn environ(
 ) -> Result<(), RequestError> {
     let route = &location.route;
     let mut num = [0u8; 20];
-    let mtime = if route.reloading { modified(script) } else { 0 };
+    // 0 = not to be compared, also where the file has gone since.
+    let mtime = if route.reloading { modified(script).unwrap_or(0) } else { 0 };
     let streamed = x.feed.is_streamed();
     let mut b = RequestBuilder::new(&mut x.frame, mtime);
     b.timeout(route.timeout);
+    let mut text = [0u8; 64];
+    let (addr, port) = r.local(&mut text);
+    let mut scheme: &[u8] = if r.is_tls() { b"https" } else { b"http" };
+    // keys::CONSTANT
+    b.known(keys::SERVER_SOFTWARE, &sys::NGINX_VER[..sys::NGINX_VER.len() - 1]);
+    b.known(keys::SERVER_ADDR, addr);
+    b.known(keys::MW_LISTENER_HOST, addr);
+    b.known(keys::MW_LISTENER_PORT, decimal(port.into(), &mut num));
+    b.known(keys::REQUEST_SCHEME, scheme);
+    b.known(keys::DOCUMENT_ROOT, r.root());
+    b.known(keys::SCRIPT_FILENAME, script.file.as_bytes());
+    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
+    b.known(keys::MW_APPLICATION_GROUP, route.application.as_bytes());
     headers(r, &mut b, route.pass_authorization, streamed);
     if let Some(t) = r.content_type() {
         b.known(keys::CONTENT_TYPE, t);
@@ -257,8 +276,6 @@ fn environ(
     let uri = collapse_slashes(r.uri());
     let script_name = script.mount.as_slice();
     let path_info = path_info(&uri, script_name).unwrap_or_default();
-    let (addr, port) = r.local();
-    let mut scheme: &[u8] = if r.is_tls() { b"https" } else { b"http" };
     b.known(keys::REQUEST_METHOD, r.method());
     b.known(keys::REQUEST_URI, target);
     b.known(keys::RAW_URI, target);
@@ -266,28 +283,21 @@ fn environ(
     b.known(keys::PATH_INFO, path_info);
     b.known(keys::QUERY_STRING, r.args());
     b.known(keys::SERVER_PROTOCOL, r.protocol());
-    b.known(keys::SERVER_SOFTWARE, &sys::NGINX_VER[..sys::NGINX_VER.len() - 1]);
     b.known(keys::SERVER_NAME, r.host());
     b.known(keys::SERVER_PORT, decimal(port.into(), &mut num));
-    b.known(keys::SERVER_ADDR, &addr);
     b.known(keys::REMOTE_ADDR, r.remote_addr());
     b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
-    b.known(keys::DOCUMENT_ROOT, r.root());
-    b.known(keys::SCRIPT_FILENAME, script.file.as_bytes());
-    b.known(keys::REQUEST_SCHEME, scheme);
-    b.known(keys::MW_APPLICATION_GROUP, route.application.as_bytes());
-    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
     b.known(keys::MW_SCRIPT_NAME, script_name);
     b.known(keys::MW_PATH_INFO, path_info);
-    b.known(keys::MW_LISTENER_HOST, &addr);
-    b.known(keys::MW_LISTENER_PORT, decimal(port.into(), &mut num));
     b.known(keys::MW_SERVER_PID, decimal(process.pid().into(), &mut num));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
     b.known(keys::MW_REQUEST_START, decimal(r.start(), &mut num));
     let (connection, nth) = r.number();
-    b.known(keys::MW_REQUEST_ID, format!("{connection}-{nth}").as_bytes());
-    b.known(keys::MW_CONNECTION_ID, decimal(connection, &mut num));
+    let connection = decimal(connection, &mut num);
+    let mut nth_digits = [0; 20];
+    b.known_parts(keys::MW_REQUEST_ID, &[connection, b"-", decimal(nth, &mut nth_digits)]);
+    b.known(keys::MW_CONNECTION_ID, connection);
     for p in location.params.iter().flat_map(|p| p.iter()) {
         let value = match &p.value {
             Value::Constant(v) => v,
@@ -313,8 +323,7 @@ fn environ(
 
 /// The request's headers; fields of one name are joined, as nginx does for its own upstreams.
 fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool, streamed: bool) {
-    let all: Vec<(usize, &[u8], &[u8])> = r.headers().collect();
-    for (i, &(hash, name, value)) in all.iter().enumerate() {
+    for (i, (hash, name, value)) in r.headers().enumerate() {
         let hidden = match name.len() {
             6 => name.eq_ignore_ascii_case(b"Expect"),
             13 => !pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
@@ -322,11 +331,12 @@ fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool
             17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
             _ => false,
         };
+        // Few fields, whose hashes are there already: walking the list again is less than keeping a copy of it.
         let same = |other: &(usize, &[u8], &[u8])| other.0 == hash && other.1.eq_ignore_ascii_case(name);
-        if hidden || all[..i].iter().any(same) {
+        if hidden || r.headers().take(i).any(|h| same(&h)) {
             continue;
         }
-        let mut rest = all[i + 1..].iter().filter(|h| same(h)).peekable();
+        let mut rest = r.headers().skip(i + 1).filter(same).peekable();
         if rest.peek().is_none() {
             add_header(b, name, value);
             continue;

@@ -168,17 +168,16 @@ impl<'r> Request<'r> {
         unsafe { sys::mwr_port((*self.rec().connection).sockaddr) as u16 }
     }
 
-    /// The address and port the client connected to.
-    pub fn local(&self) -> (Vec<u8>, u16) {
-        let mut text = [0u8; 64];
+    /// The address and port the client connected to; the text is written into `text`.
+    pub fn local<'t>(&self, text: &'t mut [u8; 64]) -> (&'t [u8], u16) {
         let mut s = sys::ngx_str_t { len: text.len(), data: text.as_mut_ptr() };
         // SAFETY: a live connection; nginx writes at most `len` bytes of text (its own longest is 63 with a port).
         unsafe {
             let c = self.rec().connection;
             if sys::ngx_connection_local_sockaddr(c, &raw mut s, 0) != 0 {
-                return (Vec::new(), 0);
+                return (&[], 0);
             }
-            (text[..s.len.min(text.len())].to_vec(), sys::mwr_port((*c).local_sockaddr) as u16)
+            (&text[..s.len.min(text.len())], sys::mwr_port((*c).local_sockaddr) as u16)
         }
     }
 

@@ -106,6 +106,20 @@ impl<'a> RequestBuilder<'a> {
         self.value(value);
     }
 
+    /// The same with a value in several pieces (saves the caller a temporary).
+    pub fn known_parts(&mut self, id: u8, pieces: &[&[u8]]) {
+        let at = self.out.len();
+        self.known(id, pieces.first().copied().unwrap_or_default());
+        let rest = pieces.get(1..).unwrap_or_default();
+        let len = pieces.iter().map(|p| p.len()).sum();
+        if let Err(e) = check("environ value", len, limits::MAX_ENVIRON) {
+            self.too_long.get_or_insert(e);
+            return;
+        }
+        self.out[at + 1..at + 5].copy_from_slice(&(len as u32).to_le_bytes());
+        rest.iter().for_each(|p| self.out.extend_from_slice(p));
+    }
+
     /// Adds an entry with its key spelt out.
     pub fn named(&mut self, key: &[u8], value: &[u8]) {
         self.named_with(key.len(), value, |out| out.extend_from_slice(key));

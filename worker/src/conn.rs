@@ -13,6 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -21,10 +23,19 @@ pub struct Conn {
     pub fd: Fd,
     /// Epoll data: generation and index in the table of connections.
     pub key: u64,
+    /// Whether a thread serves it: [`IDLE`], [`TAKEN`] or [`MISSED`].
+    turn: AtomicU8,
     /// Locked by the thread that serves an event of this connection, for as long as it does.
     input: Mutex<Inbound>,
     out: Mutex<Outbound>,
 }
+
+/// Nobody serves the connection.
+const IDLE: u8 = 0;
+/// A thread does.
+const TAKEN: u8 = 1;
+/// A thread does, and another event has come meanwhile.
+const MISSED: u8 = 2;
 
 /// What has been received and not been used.
 pub struct Inbound {
@@ -36,7 +47,21 @@ pub struct Inbound {
     pub stream_tail: bool,
     /// A request of this connection is being served.
     pub busy: bool,
+    /// The last read took all that the socket had: what comes later makes an event of its own.
+    emptied: bool,
+    /// An event has told that the peer has ended its side.
+    pub hung_up: bool,
+    /// No events come for now: [`crate::shared::Shared::mute`].
+    pub muted: bool,
     since: Instant,
+}
+
+impl Inbound {
+    /// At the end of a turn: whether an event is sure to come for whatever has not been read yet.
+    pub fn settle(&mut self) -> bool {
+        let muted = std::mem::take(&mut self.muted);
+        self.emptied && !self.hung_up && !muted
+    }
 }
 
 #[derive(Default)]
@@ -104,9 +129,28 @@ impl Conn {
             greeted: false,
             stream_tail: false,
             busy: false,
+            emptied: false,
+            hung_up: false,
+            muted: false,
             since: Instant::now(),
         };
-        Conn { fd, key, input: Mutex::new(input), out: Mutex::default() }
+        Conn { fd, key, turn: AtomicU8::new(IDLE), input: Mutex::new(input), out: Mutex::default() }
+    }
+
+    /// Takes the connection for the thread that got an event of it. `false`: another thread has it, and will see at its
+    /// [`Conn::leave`] that there was an event.
+    pub fn take(&self) -> bool {
+        let next = |turn| match turn {
+            IDLE => Some(TAKEN),
+            TAKEN => Some(MISSED),
+            _ => None,
+        };
+        self.turn.fetch_update(AcqRel, Acquire, next) == Ok(IDLE)
+    }
+
+    /// Gives the connection up. `false`: an event has come meanwhile, and nobody has looked at it.
+    pub fn leave(&self) -> bool {
+        self.turn.swap(IDLE, AcqRel) == TAKEN
     }
 
     /// The receiving side, for the thread that got the event.
@@ -305,6 +349,8 @@ impl Conn {
     fn read(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Option<usize>, Bad> {
         match sys::receive(self.fd.raw(), buf) {
             Ok(got) => {
+                // Less than was asked for: a stream socket had no more, unless it stopped at a descriptor.
+                inbound.emptied = 0 < got.len && got.len < buf.len() && got.fd.is_none() && !got.excess;
                 if got.excess || got.fd.is_some() && inbound.fd.is_some() {
                     return Err(Bad::Descriptors);
                 }
@@ -313,7 +359,10 @@ impl Conn {
                 }
                 Ok(Some(got.len))
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                inbound.emptied = true;
+                Ok(None)
+            }
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(Some(0)),
             Err(e) => Err(Bad::Io(e)),
         }

@@ -1,4 +1,4 @@
-//! The serving loop: one shared epoll set of one-shot connections; whoever wakes serves the whole request. Runs in the
+//! The serving loop: one shared epoll set of edge-triggered connections; whoever wakes serves the whole request. Runs in the
 //! Python threads `wsgi-<slot>-<n>`, attached for life except while waiting.
 
 use crate::call::{Call, Current};
@@ -142,7 +142,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
             if shared.plan.threads > 1 {
                 shared.turn.await_turn(number, || shared.inside());
             }
-            next(shared, &mut buf, true)
+            next(shared, number, &mut buf, true)
         });
         held_long = false;
         let since = Instant::now();
@@ -157,7 +157,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
                 held_long = shared.turn.is_owner(number);
                 break;
             }
-            work = next(shared, &mut buf, false);
+            work = next(shared, number, &mut buf, false);
         }
         if sys::forked() {
             sys::exit_now(0);
@@ -166,18 +166,19 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
 }
 
 /// The next request. `None` only when not to block. No interpreter needed.
-fn next(shared: &Shared, buf: &mut [u8], block: bool) -> Option<Work> {
+fn next(shared: &Shared, number: u16, buf: &mut [u8], block: bool) -> Option<Work> {
     loop {
-        let Some(key) = shared.wait(block) else {
+        let alone = shared.plan.threads == 1 || shared.turn.is_owner(number);
+        let Some(event) = shared.wait(block, alone) else {
             if block {
                 continue;
             }
             return None;
         };
-        if key == LISTENER {
+        if event.key == LISTENER {
             accept(shared);
-        } else if let Some(conn) = shared.conn(key)
-            && let Some(work) = inspect(shared, conn, buf)
+        } else if let Some(conn) = shared.conn(event.key).filter(|c| c.take())
+            && let Some(work) = inspect(shared, conn, event.hung_up, buf)
         {
             return Some(work);
         }
@@ -203,14 +204,16 @@ fn accept(shared: &Shared) {
 }
 
 /// Reads from a connection that has something to read. A request comes back; everything else is settled here.
-fn inspect(shared: &Shared, conn: Arc<Conn>, buf: &mut [u8]) -> Option<Work> {
+fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> Option<Work> {
     let mut inbound = conn.inbound();
+    inbound.hung_up |= hung_up;
     let bad: Bad = loop {
         let (h, place, fd) = match conn.receive(&mut inbound, buf) {
             Ok(Frame::Whole(h, place, fd)) => (h, place, fd),
             Ok(Frame::Partial) => {
+                let settled = inbound.settle();
                 drop(inbound);
-                shared.rearm(&conn);
+                shared.leave_conn(&conn, settled);
                 return None;
             }
             Ok(Frame::End) => {
@@ -254,6 +257,11 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, buf: &mut [u8]) -> Option<Work> {
                 }
                 inbound.busy = true;
                 inbound.stream_tail = false;
+                if h.flags & flags::BODY_STREAM != 0 {
+                    // Its body is read by the application; events of that would only wake other threads.
+                    shared.mute(&conn);
+                    inbound.muted = true;
+                }
                 drop(inbound);
                 return Some(Work { conn, header: h, place, fd });
             }
@@ -363,8 +371,12 @@ impl Server {
             conn.inbound().stream_tail = request.body_stream;
         }
         if alive {
-            conn.inbound().busy = false;
-            shared.rearm(&conn);
+            let settled = {
+                let mut inbound = conn.inbound();
+                inbound.busy = false;
+                inbound.settle()
+            };
+            shared.leave_conn(&conn, settled);
         } else {
             shared.close(&conn);
         }

@@ -15,7 +15,10 @@ use mod_wsgi_wire::plan::WorkerPlan;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU32, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +38,10 @@ pub struct Shared {
     pub watch: Watch,
     pub reload: Reload,
     epoll: Epoll,
+    /// Events that one thread has fetched for itself and others.
+    fetched: Mutex<VecDeque<Event>>,
+    /// Threads that wait in the epoll set.
+    waiting: AtomicUsize,
     pub listener: Fd,
     pub control: Fd,
     conns: Mutex<Slab>,
@@ -57,6 +64,18 @@ pub struct Shared {
     /// Who waits for requests.
     pub turn: Turn,
 }
+
+/// Something has happened to the listener or to a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// [`LISTENER`], or the connection's key.
+    pub key: u64,
+    /// The peer has ended its side.
+    pub hung_up: bool,
+}
+
+/// Most events fetched with one system call.
+const BATCH: usize = 32;
 
 /// What requests that wait for new code wait for.
 #[derive(Default)]
@@ -165,6 +184,8 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
         reload: Reload::default(),
         watch: Watch::new(plan.threads, plan.request_timeout),
         epoll,
+        fetched: Mutex::default(),
+        waiting: AtomicUsize::new(0),
         listener,
         control,
         conns: Mutex::default(),
@@ -202,14 +223,53 @@ impl Shared {
         let _ = self.epoll.modify(&self.listener, &mut event);
     }
 
-    /// Waits for one event. `None`: nothing there (timeout 0) or interrupted.
+    /// Waits for one event. `None`: nothing there (when not to `block`) or interrupted. `many`: the caller is the only
+    /// one to wait, and takes what there is with one system call; the rest is kept for whoever asks next.
     #[inline]
-    pub fn wait(&self, block: bool) -> Option<u64> {
-        let mut events = [EpollEvent::empty()];
+    pub fn wait(&self, block: bool, many: bool) -> Option<Event> {
+        // Before the look at what others have fetched: see `keep`.
+        if block {
+            self.waiting.fetch_add(1, SeqCst);
+        }
+        let event = self.fetched().or_else(|| self.fetch(block, many));
+        if block {
+            self.waiting.fetch_sub(1, SeqCst);
+        }
+        event
+    }
+
+    fn fetched(&self) -> Option<Event> {
+        lock(&self.fetched).pop_front()
+    }
+
+    fn fetch(&self, block: bool, many: bool) -> Option<Event> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let alone = self.waiting.load(SeqCst) == block as usize;
+        let room = if many && alone { BATCH } else { 1 };
         let timeout = if block { EpollTimeout::NONE } else { EpollTimeout::ZERO };
-        match self.epoll.wait(&mut events, timeout) {
-            Ok(1) => Some(events[0].data()),
-            _ => None,
+        let n = self.epoll.wait(&mut events[..room], timeout).unwrap_or(0);
+        let mut got = events[..n].iter().map(|e| Event {
+            key: e.data(),
+            hung_up: e.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR),
+        });
+        let first = got.next();
+        if n > 1 {
+            self.keep(got, block as usize);
+        }
+        first
+    }
+
+    /// Keeps events for whoever asks next. A thread that has begun to wait meanwhile (there should be `own` at most)
+    /// may have looked before: then the events are raised anew, since the thread that fetched them may be busy for long.
+    fn keep(&self, events: impl Iterator<Item = Event>, own: usize) {
+        lock(&self.fetched).extend(events);
+        if self.waiting.load(SeqCst) > own {
+            for event in std::mem::take(&mut *lock(&self.fetched)) {
+                match self.conn(event.key) {
+                    Some(conn) => self.raise(&conn),
+                    None => self.rearm_listener(),
+                }
+            }
         }
     }
 
@@ -244,11 +304,24 @@ impl Shared {
         if *generation == (key >> 32) as u32 { conn.clone() } else { None }
     }
 
-    /// Waits for the next frame of a connection.
+    /// Gives up a connection: the next event of it is for whoever waits. `settled`: all that has come was looked at.
     #[inline]
-    pub fn rearm(&self, conn: &Conn) {
+    pub fn leave_conn(&self, conn: &Conn, settled: bool) {
+        if !conn.leave() || !settled {
+            self.raise(conn);
+        }
+    }
+
+    /// Makes an event for a connection if there is anything to read, and for all that comes later.
+    fn raise(&self, conn: &Conn) {
         let mut event = EpollEvent::new(conn_flags(), conn.key);
         // Fails only when the connection has been closed by the sweep; then nobody waits for it.
+        let _ = self.epoll.modify(&conn.fd, &mut event);
+    }
+
+    /// No events for a connection until it is left unsettled: the thread that serves it reads on by itself.
+    pub fn mute(&self, conn: &Conn) {
+        let mut event = EpollEvent::new(EpollFlags::EPOLLET, conn.key);
         let _ = self.epoll.modify(&conn.fd, &mut event);
     }
 
@@ -447,6 +520,7 @@ impl Shared {
     }
 }
 
+/// Edge-triggered: an arrival is one event, which is raised again without a system call by the next arrival.
 fn conn_flags() -> EpollFlags {
-    EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT
+    EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
 }
