@@ -265,8 +265,10 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
                 drop(inbound);
                 return Some(Work { conn, header: h, place, fd });
             }
-            // The rest of a streamed body whose request ended early.
-            Kind::Body | Kind::BodyEnd if inbound.stream_tail && fd.is_none() => {
+            // The rest of a streamed body whose request ended early. A descriptor that came in the same read belongs to
+            // the request behind it.
+            Kind::Body | Kind::BodyEnd if inbound.stream_tail && (fd.is_none() || !inbound.buf.is_empty()) => {
+                inbound.fd = fd;
                 inbound.stream_tail = h.kind == Kind::Body;
             }
             kind => break Bad::Frame(decode::Error::Unexpected { kind }),
