@@ -74,6 +74,10 @@ impl Channel {
                     if self.fds.len() > 8 * limits::MAX_CONTROL_FDS {
                         return Err(Error::Descriptors);
                     }
+                    // The messages that name them have come too, and take them before more is read.
+                    if self.fds.len() > 2 * limits::MAX_CONTROL_FDS {
+                        break;
+                    }
                 }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
@@ -105,6 +109,12 @@ impl Channel {
     /// The next received descriptor, in the order sent.
     pub fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fds.pop_front()
+    }
+
+    /// Ends the connection for both sides, whoever else holds a descriptor of it.
+    pub fn shut(&self) {
+        // One that has ended already needs no end.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
     /// Whether the other end has closed or reset the connection.

@@ -80,7 +80,8 @@ fn stat_field(pid: i32, n: usize) -> Option<String> {
 pub const MASTER: &str = "master:";
 /// Key prefix of [`PoolRecord`]s. Descriptor: the table.
 pub const POOL: &str = "pool:";
-/// Key prefix of [`WorkerRecord`]s. Descriptors: read ends of its stdout and stderr.
+/// Key prefix of [`WorkerRecord`]s. Descriptors: read ends of its stdout and stderr, the supervisor's end of its control
+/// connection, its journal.
 pub const WORKER: &str = "worker:";
 /// Key of the next client number.
 pub const CLIENTS: &str = "clients";

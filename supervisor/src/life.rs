@@ -4,6 +4,7 @@ use crate::channel;
 use crate::context::Context;
 use crate::held::describe;
 use crate::pool::{Ending, Pool};
+use crate::recover::Foreign;
 use crate::timer::seconds;
 use crate::worker::{Loaded, State, Worker, record_key, socket_name};
 use mod_wsgi_scoreboard::{Entry, SlotState};
@@ -19,6 +20,8 @@ const DEAF: Duration = Duration::from_secs(1);
 /// there is a wait. A loop of crashes must not keep a processor busy, a few crashes must not stop a site.
 const FREE_DEATHS: usize = 8;
 const DEATH_TIME: Duration = Duration::from_secs(20);
+/// Behind the status of a worker that the kernel has killed.
+pub const OUT_OF_MEMORY: &str = ", for want of memory (oom_kill has risen)";
 /// Requests under way that the line about a death names.
 const SHOWN: usize = 5;
 
@@ -180,7 +183,9 @@ impl Pool {
         let (pid, took) = (w.process.pid, now.duration_since(w.started).as_secs_f64());
         let served = |key| {
             let ok = |o: &Worker| o.loaded.get(key).is_some_and(|l| l.error.is_none());
-            self.workers.values().any(|o| o.slot != slot && o.state == State::Ready && ok(o))
+            // What a former supervisor left serves what was loaded under it.
+            let left = || self.foreign.values().any(Foreign::serves) && self.scripts.contains(key);
+            self.workers.values().any(|o| o.slot != slot && o.state == State::Ready && ok(o)) || left()
         };
         if let Some(((script, _), error)) = errors.iter().find(|(key, _)| served(key)) {
             let text =
@@ -196,6 +201,9 @@ impl Pool {
             self.exit(slot, now, "script_reload");
             for w in self.workers.values_mut().filter(|w| w.state == State::Ready) {
                 w.send(&ToWorker::Stay);
+            }
+            for f in self.foreign.values_mut() {
+                f.tell(&ToWorker::Stay);
             }
             if self.ready() < self.target as usize {
                 // It was to take a dead worker's place: tried again, since the code may have been mended meanwhile.
@@ -286,7 +294,7 @@ impl Pool {
         cx.forget(&record_key(self.id, slot));
         let (pid, mut how) = (w.process.pid, describe(status.code(), status.signal()));
         if status.signal() == Some(9) && cx.out_of_memory() {
-            how.push_str(", for want of memory (oom_kill has risen)");
+            how.push_str(OUT_OF_MEMORY);
         }
         let name = self.name();
         match w.state {
@@ -313,7 +321,7 @@ impl Pool {
                     self.failing = self.ready() == 0;
                     again = format!("a new one starts in {:.0} s", wait.as_secs_f64());
                 }
-                let (requests, doing) = (self.table.requests(slot), under_way(&w));
+                let (requests, doing) = (self.table.requests(slot), under_way(&w.journal.entries()));
                 let text = format!(
                     "MWR0306: worker {pid} of {name} ended unexpectedly with {how} after {:.1} s and {requests} \
                      requests{doing}; {again}",
@@ -337,8 +345,7 @@ fn last_line(text: &str) -> &str {
 }
 
 /// What the threads of a worker were doing, for the log.
-fn under_way(w: &Worker) -> String {
-    let entries = w.journal.entries();
+pub fn under_way(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return String::new();
     }

@@ -5,6 +5,7 @@ use crate::pool::Pool;
 use crate::recycle::Vitals;
 use crate::supervise::Supervisor;
 use crate::worker::Worker;
+use mod_wsgi_scoreboard::Entry;
 use mod_wsgi_scoreboard::layout::header;
 use serde_json::{Value, json};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -36,9 +37,11 @@ fn pool(p: &Pool, now: Instant) -> Value {
     let mut workers: Vec<Value> = p.workers.values().map(|w| worker(p, w, now)).collect();
     workers.extend(p.foreign.iter().map(|(slot, f)| {
         let (sent, running) = p.table.count_rows(*slot);
+        let vitals = Vitals::of(f.process.pid);
         json!({
             "slot": slot, "generation": f.generation, "pid": f.process.pid, "state": f.state_name(), "former": true,
             "requests": p.table.requests(*slot), "sent": sent, "running": running,
+            "rss": vitals.map(|v| v.rss), "cpu": vitals.map(|v| v.cpu.as_secs_f64()), "under_way": under_way(f.entries()),
         })
     }));
     json!({
@@ -55,17 +58,20 @@ fn pool(p: &Pool, now: Instant) -> Value {
 fn worker(p: &Pool, w: &Worker, now: Instant) -> Value {
     let (sent, running) = p.table.count_rows(w.slot);
     let vitals = Vitals::of(w.process.pid);
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    let under_way = w.journal.entries().into_iter().map(|e| {
-        let seconds = clock.saturating_sub(e.started) as f64 / 1e6;
-        json!({ "line": String::from_utf8_lossy(&e.line), "phase": e.phase.name(), "seconds": seconds })
-    });
-    let under_way: Vec<Value> = under_way.collect();
     json!({
         "slot": w.slot, "generation": w.generation, "pid": w.process.pid, "state": w.state.name(), "former": false,
         "epoch": w.epoch, "age": now.duration_since(w.started).as_secs_f64(), "python": w.python,
         "requests": p.table.requests(w.slot), "sent": sent, "running": running,
         "load_set": w.load_set.len(), "loaded": w.loaded.len(), "due": w.life.due, "stuck": w.stuck.len(),
-        "rss": vitals.map(|v| v.rss), "cpu": vitals.map(|v| v.cpu.as_secs_f64()), "under_way": under_way,
+        "rss": vitals.map(|v| v.rss), "cpu": vitals.map(|v| v.cpu.as_secs_f64()), "under_way": under_way(w.journal.entries()),
     })
+}
+
+fn under_way(entries: Vec<Entry>) -> Vec<Value> {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    let one = |e: Entry| {
+        let seconds = clock.saturating_sub(e.started) as f64 / 1e6;
+        json!({ "line": String::from_utf8_lossy(&e.line), "phase": e.phase.name(), "seconds": seconds })
+    };
+    entries.into_iter().map(one).collect()
 }

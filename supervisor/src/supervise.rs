@@ -11,6 +11,7 @@ use crate::held::{
 use crate::log::Log;
 use crate::master::{Client, Master, Numbers};
 use crate::pool::{Ending, Pool};
+use crate::recover::Left;
 use crate::rundir::{self, RunDir};
 use crate::worker::record_key;
 use crate::{WORKER_DIR_VARIABLE, sys, timer};
@@ -98,6 +99,8 @@ enum Source {
     Connection(u64),
     Process,
     Control(u32, u16),
+    /// A worker of a former supervisor.
+    Former(u32, u16),
     Output(u32, u16),
     Stray,
 }
@@ -227,7 +230,7 @@ impl Supervisor {
 
     /// Puts servers and pools of a former supervisor together again. What cannot be used is forgotten, with a line.
     fn recover(&mut self, held: Vec<(String, String, Vec<OwnedFd>)>, now: Instant) {
-        let mut workers: Vec<WorkerRecord> = Vec::new();
+        let mut workers: Vec<(WorkerRecord, Left)> = Vec::new();
         let mut pools = Vec::new();
         for (key, record, fds) in held {
             let mut fds = fds.into_iter();
@@ -237,8 +240,8 @@ impl Supervisor {
                 serde_json::from_str::<PoolRecord>(&record).map(|r| pools.push((r, fds.next())))
             } else if key.starts_with(WORKER) {
                 serde_json::from_str::<WorkerRecord>(&record).map(|r| {
-                    self.recover_output(&r, fds);
-                    workers.push(r);
+                    self.recover_output(&r, fds.by_ref().take(2));
+                    workers.push((r, Left { control: fds.next(), journal: fds.next() }));
                 })
             } else if key == CLIENTS {
                 serde_json::from_str::<ClientId>(&record).map(|n| self.numbers = Numbers::new(n))
@@ -254,11 +257,12 @@ impl Supervisor {
         }
         for (record, fd) in pools {
             let (id, name) = (record.id, record.group.name.clone());
-            let own: Vec<WorkerRecord> = workers.extract_if(.., |w| w.pool == id).collect();
+            let own: Vec<_> = workers.extract_if(.., |(w, _)| w.pool == id).collect();
+            let keys: Vec<String> = own.iter().map(|(w, _)| record_key(w.pool, w.slot)).collect();
             self.next_pool = self.next_pool.max(id + 1);
             let pool = match fd {
                 Some(fd) if self.masters.contains_key(&record.master) => {
-                    Pool::recover(record, fd, &own, &mut self.cx, now).map_err(|e| e.to_string())
+                    Pool::recover(record, fd, own, &mut self.cx, now).map_err(|e| e.to_string())
                 }
                 Some(_) => Err("its server is not known".to_owned()),
                 None => Err("its table is missing".to_owned()),
@@ -270,7 +274,7 @@ impl Supervisor {
                         format!("MWR0311: the table of group {name:?} cannot be taken over: {e}; a new one is made");
                     self.cx.log.event(Level::Error, &text);
                     self.cx.forget(&format!("{POOL}{id}"));
-                    own.iter().for_each(|w| self.cx.forget(&record_key(w.pool, w.slot)));
+                    keys.iter().for_each(|key| self.cx.forget(key));
                 }
             }
         }
@@ -393,6 +397,11 @@ impl Supervisor {
                 }
             }
         }
+        for (id, pool) in &self.pools {
+            for (slot, control) in pool.foreign.iter().filter_map(|(s, f)| Some((s, f.control()?))) {
+                add(&mut set, Source::Former(*id, *slot), control.as_fd(), control.pending() > 0);
+            }
+        }
         for stray in &self.cx.strays {
             add(&mut set, Source::Stray, stray.as_fd(), false);
         }
@@ -420,6 +429,11 @@ impl Supervisor {
             Source::Control(pool, slot) => {
                 if let Some(p) = self.pools.get_mut(&pool) {
                     p.read_control(slot, now, &mut self.cx);
+                }
+            }
+            Source::Former(pool, slot) => {
+                if let Some(p) = self.pools.get_mut(&pool) {
+                    p.read_foreign(slot, now, &mut self.cx);
                 }
             }
             Source::Output(pool, slot) => {

@@ -21,7 +21,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Seconds without a control connection after which a worker drains and ends by itself.
+/// Seconds without a control connection, which the keeper holds too, after which a worker drains and ends by itself.
 pub const ORPHAN_TIMEOUT: f64 = 10.0;
 /// Lines of stderr kept to explain a failed start.
 const TAIL: usize = 12;
@@ -186,7 +186,9 @@ impl Worker {
         let process = ProcessId::of(child.id() as i32);
         (out.pid, err.pid) = (process.pid, process.pid);
         let record = WorkerRecord { pool: pool.id, slot, generation, process };
-        cx.hold(&record_key(pool.id, slot), &record, &[out.as_fd(), err.as_fd()]);
+        // With the control connection: the worker shall not notice that its supervisor has changed.
+        let held = [out.as_fd(), err.as_fd(), control.as_fd(), journal_fd.as_fd()];
+        cx.hold(&record_key(pool.id, slot), &record, &held);
         let load_set = pool.load_set();
         let life = Lifetime::draw(&group.recycle);
         let plan = ExecPlan {
@@ -209,6 +211,7 @@ impl Worker {
                 display_name: group.display_name.clone(),
                 startup_timeout: group.startup_timeout,
                 shutdown_timeout: group.shutdown_timeout,
+                graceful_timeout: group.graceful_timeout,
                 orphan_timeout: ORPHAN_TIMEOUT,
                 strict_reloading: group.strict_reloading,
                 request_timeout: group.deadlines.request,

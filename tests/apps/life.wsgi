@@ -51,6 +51,16 @@ def catch(name):
         return "caught"
 
 
+def say(text):
+    """A log record that belongs to no request."""
+    import logging
+    import threading
+
+    thread = threading.Thread(target=logging.getLogger().warning, args=(text,))
+    thread.start()
+    thread.join()
+
+
 def hold(seconds):
     """Keeps the GIL."""
     import ctypes
@@ -60,7 +70,7 @@ def hold(seconds):
 
 def application(environ, start_response):
     word, argument = environ["PATH_INFO"].strip("/"), environ["QUERY_STRING"]
-    what = {"spin": spin, "grow": grow, "alloc": allocate, "wait": wait_for, "catch": catch, "hold": hold}
+    what = {"spin": spin, "grow": grow, "alloc": allocate, "wait": wait_for, "catch": catch, "hold": hold, "say": say}
     what["sleep"] = lambda s: time.sleep(float(s))
     said = what[word](argument) if word in what else word
     body = ("%d %s" % (os.getpid(), said)).encode()

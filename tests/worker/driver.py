@@ -179,6 +179,7 @@ class Worker:
             "display_name": "",
             "startup_timeout": 15.0,
             "shutdown_timeout": 5.0,
+            "graceful_timeout": 15.0,
             "orphan_timeout": 10.0,
             "fds": fds,
         }

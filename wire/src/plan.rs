@@ -38,6 +38,9 @@ pub struct WorkerPlan {
     pub display_name: String,
     pub startup_timeout: f64,
     pub shutdown_timeout: f64,
+    /// Time that requests have to end where no supervisor is left to bound it.
+    #[serde(default)]
+    pub graceful_timeout: f64,
     /// Seconds without a control connection after which the worker drains and ends.
     pub orphan_timeout: f64,
     /// [`crate::control::Deadlines`].

@@ -355,6 +355,7 @@ fn controls() -> Vec<Seed> {
             display_name: String::new(),
             startup_timeout: 15.0,
             shutdown_timeout: 5.0,
+            graceful_timeout: 15.0,
             orphan_timeout: 10.0,
             request_timeout: 60.0,
             interrupt_timeout: 0.0,

@@ -10,8 +10,6 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 const BEAT: Duration = Duration::from_secs(1);
-/// How long requests that run may take to end when a worker without supervisor ends itself.
-const ORPHAN_DRAIN: Duration = Duration::from_secs(60);
 
 /// The supervisor's end of the control socket.
 enum Link {
@@ -58,10 +56,12 @@ impl Control {
             }
             wake = wake.min(exit.deadline);
         } else if let Link::Lost(since) = self.link {
-            let orphan = Duration::from_secs_f64(self.shared.plan.orphan_timeout.clamp(0.0, 1e6));
+            let span = |s: f64| Duration::from_secs_f64(if s.is_finite() { s.clamp(0.0, 1e6) } else { 0.0 });
+            let orphan = span(self.shared.plan.orphan_timeout);
+            let graceful = span(self.shared.plan.graceful_timeout);
             if now.duration_since(since) >= orphan {
                 self.shared.send_back();
-                if self.shared.inside() == 0 || now.duration_since(since) >= orphan + ORPHAN_DRAIN {
+                if self.shared.inside() == 0 || now.duration_since(since) >= orphan + graceful {
                     let time = self.shared.plan.shutdown_timeout.clamp(0.1, 1e6);
                     self.shared.request_exit("shutdown_signal", Duration::from_secs_f64(time));
                 }

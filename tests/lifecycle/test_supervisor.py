@@ -1,0 +1,174 @@
+"""Workers that outlive their supervisor (L6, L9, DESIGN 2): what they say still arrives, how they end is known, they
+serve until others can, and none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+
+from harness.apache import Apache
+from harness.wait import Timeout, wait_until
+
+pytestmark = pytest.mark.ours
+ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
+both = pytest.mark.parametrize("mpm", ["event", "prefork"])
+
+
+def server(apache, options: str = "", processes: int = 2, **kw) -> Apache:
+    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n{ALIAS}", **kw)
+    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
+    return one
+
+
+def in_background(call) -> list:
+    """Runs `call` in a thread; the list gets what it returns."""
+    out: list = []
+    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
+    return out
+
+
+def kill_supervisor(one: Apache) -> None:
+    """SIGKILL, and waits until another one answers."""
+    one.expect_log("MWR0301")
+    (old,) = one.helpers("supervise")
+    one.snapshot()
+    old.kill()
+    wait_until(lambda: [p for p in one.helpers("supervise") if p != old], 20, "a new supervisor")
+
+    def answers() -> bool:
+        with contextlib.suppress(AssertionError):
+            return bool(one.pools())
+        return False
+
+    wait_until(answers, 20, "it answers")
+
+
+def slow_start(one: Apache) -> None:
+    """From now on workers become ready when the test says so."""
+    text = (one.apps / "life.wsgi").read_text()
+    gate = "import os, time\nwhile not os.path.exists('{scratch}/gate'):\n    time.sleep(0.02)\n"
+    one.write("life.wsgi", gate + text)
+
+
+@both
+def test_a_long_request_ends_well(apache, mpm: str) -> None:
+    """L6: a request that runs 5 s in a worker whose supervisor dies gets its answer; the worker then goes."""
+    one = server(apache, mpm=mpm)
+    before = one.ready()
+    slow = in_background(lambda: one.get("/sleep?5", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    kill_supervisor(one)
+    wait_until(lambda: len(one.ready() - before) == 2, 20, "new workers")
+    assert wait_until(lambda: slow, 10)[0].status == 200
+    wait_until(lambda: not {w["pid"] for w in one.workers()} & before, 10, "the old ones have gone")
+    # told why, as ever
+    lines = (one.scratch / "stopping").read_text().splitlines()
+    assert {int(line.split()[0]) for line in lines} == before
+    assert len(one.log.wait(r"left by a former supervisor, has ended \(graceful_signal\): exit code 0", count=2)) == 2
+
+
+@both
+def test_what_it_says_arrives(apache, mpm: str) -> None:
+    """L9: records of an old worker that belong to no request reach the log through the new supervisor, and status shows
+    what it runs."""
+    one = server(apache, "startup-timeout=60", processes=1, mpm=mpm)
+    (old,) = one.ready()
+    one.log.allow("said-by-the-old")
+    late = in_background(lambda: one.get("/wait?speak", timeout=30))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    slow_start(one)
+    kill_supervisor(one)
+    (worker,) = [w for w in one.workers() if w["former"]]
+    assert (worker["pid"], worker["state"], worker["running"]) == (old, "ready", 1)
+    assert worker["under_way"][0]["line"] == "GET /wait?speak" and worker["rss"] > 1 << 20
+    assert "GET /wait?speak" in one.ctl("status")
+    assert one.get("/say?said-by-the-old").status == 200
+    line = one.log.wait("said-by-the-old")[0]
+    assert f"pid {old}" in line
+    (one.scratch / "speak").touch()
+    assert wait_until(lambda: late, 10)[0].status == 200
+    (one.scratch / "gate").touch()
+    wait_until(lambda: old not in {w["pid"] for w in one.workers()}, 20)
+
+
+@both
+def test_why_it_died_is_told(apache, mpm: str) -> None:
+    """L9: an old worker that crashes: signal and requests under way, in the log and in status."""
+    one = server(apache, "startup-timeout=60", processes=1, mpm=mpm)
+    (old,) = one.ready()
+    lost = in_background(lambda: one.get("/wait?never", timeout=30))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    slow_start(one)
+    kill_supervisor(one)
+    one.expect_log(r'MWR0306: worker \d+ .*left by a former supervisor.*signal 9 .*"GET /wait\?never" \(application')
+    one.expect_log("MWR0207")
+    os.kill(old, signal.SIGKILL)
+    assert wait_until(lambda: lost, 10)[0].status == 502
+    wait_until(lambda: "GET /wait" in one.pools()[0]["last_exit"], 10)
+    (one.scratch / "gate").touch()
+    wait_until(lambda: one.get("/").status == 200, 20)
+
+
+@both
+def test_broken_code_leaves_the_old_serving(apache, mpm: str) -> None:
+    """L5, L6: the code on disk has been broken meanwhile: the workers of the dead supervisor serve on."""
+    one = server(apache, mpm=mpm)
+    before = one.ready()
+    good = (one.apps / "life.wsgi").read_text()
+    one.expect_log("MWR0308")
+    one.log.allow("MWR0433|Traceback|  File |RuntimeError|    ")
+    one.write("life.wsgi", "raise RuntimeError('deliberate')\n")
+    kill_supervisor(one)
+    one.log.wait("MWR0308")
+    for _ in range(10):
+        r = one.get("/")
+        assert r.status == 200 and int(r.text.split()[0]) in before
+    one.write("life.wsgi", good)
+    wait_until(lambda: len(one.ready() - before) == 2 and one.ready().isdisjoint(before), 30, "the mended code")
+    assert one.get("/").status == 200
+
+
+@pytest.mark.parametrize("mpm", ["event", pytest.param("prefork", marks=pytest.mark.long)])
+def test_they_serve_as_long_as_it_takes(apache, mpm: str) -> None:
+    """L6: new workers that need longer than orphan-timeout (10 s) to start: the old ones serve all the time."""
+    one = server(apache, "startup-timeout=60", mpm=mpm)
+    before = one.ready()
+    slow_start(one)
+    kill_supervisor(one)
+    with pytest.raises(Timeout):
+        wait_until(lambda: one.get("/", timeout=3).status != 200, 13, interval=0.2)
+    assert one.ready() == before
+    (one.scratch / "gate").touch()
+    wait_until(lambda: len(one.ready()) == 2 and not one.ready() & before, 20)
+
+
+@pytest.mark.parametrize("mpm", ["event", pytest.param("prefork", marks=pytest.mark.long)])
+def test_nobody_left(apache, mpm: str) -> None:
+    """L6: keeper and supervisor are killed: the workers end their requests and themselves after orphan-timeout."""
+    one = server(apache, "graceful-timeout=30", mpm=mpm)
+    one.log.allow("MWR0")
+    workers = [p for p in one.processes() if p.pid in one.ready()]
+    assert len(workers) == 2
+    slow = in_background(lambda: one.get("/sleep?14", timeout=40))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    for p in one.helpers("keeper") + one.helpers("supervise"):
+        p.kill()
+    assert wait_until(lambda: slow, 30)[0].status == 200, "it ran beyond orphan-timeout"
+    wait_until(lambda: not any(p.alive() for p in workers), 20, "the workers have gone")
+    one.graceful()
+    wait_until(lambda: one.get("/").status == 200, 20, "nothing of the old is in the way of a new keeper")
+
+
+def test_many_of_them(apache) -> None:
+    """DESIGN 2: also forty workers are handed over."""
+    one = server(apache, "", processes=40)
+    before = one.ready()
+    kill_supervisor(one)
+    assert len([w for w in one.workers() if w["former"]]) > 0
+    wait_until(lambda: len(one.ready()) == 40 and not one.ready() & before, 60)
+    assert one.get("/").status == 200
+    assert not one.log.find("MWR0311")
