@@ -12,13 +12,13 @@ use crate::response;
 use crate::sys;
 use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, is_https};
 use mod_wsgi_core::error::RequestError;
-use mod_wsgi_core::spool::{DIRECTORY, reopened, temporary};
+use mod_wsgi_core::spool::reopened;
 use mod_wsgi_wire::encode::{self, RequestBuilder};
 use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::keys;
 use mod_wsgi_wire::limits::MAX_INLINE_BODY;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const ERROR: sys::ngx_int_t = sys::NGX_ERROR as sys::ngx_int_t;
@@ -212,14 +212,9 @@ fn build(r: &Request<'_>, x: &mut Exchange) -> Result<(), RequestError> {
             let file = unsafe { BorrowedFd::borrow_raw(fd) };
             x.body = Some(reopened(file).map_err(RequestError::Spool)?);
         }
-        Body::Memory(pieces) if len > MAX_INLINE_BODY as u64 => {
-            let file = temporary(DIRECTORY).map_err(RequestError::Spool)?;
-            let mut at = 0;
-            for p in pieces {
-                file.write_all_at(p, at).map_err(RequestError::Spool)?;
-                at += p.len() as u64;
-            }
-            x.body = Some(reopened(&file).map_err(RequestError::Spool)?);
+        Body::Memory(_) if len > MAX_INLINE_BODY as u64 => {
+            let file = r.body_to_file().map_err(RequestError::Spool)?;
+            x.body = Some(reopened(file).map_err(RequestError::Spool)?);
         }
         Body::Memory(pieces) => pieces.iter().for_each(|p| x.frame.extend_from_slice(p)),
     }

@@ -276,6 +276,25 @@ impl<'r> Request<'r> {
         Body::Memory(pieces)
     }
 
+    /// Writes a body that nginx has kept in memory to a temporary file of its own, which lives as long as the request.
+    pub fn body_to_file(&self) -> std::io::Result<BorrowedFd<'r>> {
+        let file = self.pool().zeroed::<sys::ngx_temp_file_t>();
+        // SAFETY: a live request whose body has been read; the record is ours, filled as nginx itself fills it for a body,
+        // and nginx closes the file with the request's pool.
+        unsafe {
+            let Some(file) = file.as_mut() else { return Err(std::io::ErrorKind::OutOfMemory.into()) };
+            let core = sys::mwr_loc_conf(self.raw, &raw mut sys::ngx_http_core_module);
+            file.file.fd = -1;
+            file.file.log = self.log();
+            file.path = (*core.cast::<sys::ngx_http_core_loc_conf_t>()).client_body_temp_path;
+            file.pool = self.rec().pool;
+            if sys::ngx_write_chain_to_temp_file(file, (*self.rec().request_body).bufs) < 0 || file.file.fd < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(BorrowedFd::borrow_raw(file.file.fd))
+        }
+    }
+
     /// The client's socket; `None` where several streams share it.
     pub fn client_fd(&self) -> Option<BorrowedFd<'r>> {
         // SAFETY: a request's connection and its socket outlive it.
