@@ -1,11 +1,11 @@
-"""Requests per second, CPU time, latency and memory of this project beside its peers, all behind the same Apache.
+"""Requests per second, CPU time, latency and memory of this project beside its peers, all behind the same Apache or nginx.
 
 usage: bench.py BUILD-DIRECTORY [--work NAME,…] [--rounds N] [--seconds N] [--only SERVER,…] [--no-write]
 
 One Python process of five threads behind each server. The servers take turns, so that a noisy machine disturbs all of them
 alike; each figure is the median of the rounds. CPU time and memory are those of every process of the server, found by a
-variable in its environment. Writes docs/benchmarks.md and docs/benchmarks.svg; with --work only the named tables are
-measured again, the others are kept.
+variable in its environment or below the process started here. Writes docs/benchmarks.md and docs/benchmarks.svg; with --work only the named tables are
+measured again, the others are kept. The tables of nginx need the module for nginx in the build directory.
 """
 
 import argparse
@@ -110,6 +110,54 @@ GUNICORN = [
 ]
 
 
+#: As `str.format` reads it; `@name@` is put in before.
+NGINX = f"""@top@
+worker_processes @workers@; daemon off; pid {{dir}}/nginx.pid; error_log {{dir}}/error.log warn; @user@
+events {{{{ worker_connections 1024; }}}}
+http {{{{
+    access_log off; keepalive_requests 100000000; keepalive_timeout 60; sendfile on; client_max_body_size 0;
+    default_type text/plain; client_body_temp_path {{dir}}/body; proxy_temp_path {{dir}}/proxy;
+    uwsgi_temp_path {{dir}}/uwsgi; fastcgi_temp_path {{dir}}/fastcgi; scgi_temp_path {{dir}}/scgi;
+    @http@
+    server {{{{ listen 127.0.0.1:{PORT} backlog=1024; @server@ }}}}
+}}}}
+"""
+ON_NGINX = "wsgi_script {dir}/app.py; wsgi_process_group bench;"
+UWSGI_PARAMS = " ".join(
+    f"uwsgi_param {name} ${variable};"
+    for name, variable in {
+        "QUERY_STRING": "query_string",
+        "REQUEST_METHOD": "request_method",
+        "CONTENT_TYPE": "content_type",
+        "CONTENT_LENGTH": "content_length",
+        "REQUEST_URI": "request_uri",
+        "PATH_INFO": "document_uri",
+        "DOCUMENT_ROOT": "document_root",
+        "SERVER_PROTOCOL": "server_protocol",
+        "REQUEST_SCHEME": "scheme",
+        "REMOTE_ADDR": "remote_addr",
+        "REMOTE_PORT": "remote_port",
+        "SERVER_PORT": "server_port",
+        "SERVER_NAME": "server_name",
+    }.items()
+)
+
+
+def nginx(location, http="", server="", top="", workers=1):
+    """nginx's configuration, the same for all."""
+    user = "user www-data;" if os.geteuid() == 0 else ""
+    server = f"{server} location / {{{{ {location} }}}}"
+    text = NGINX
+    for name, value in {"top": top, "workers": str(workers), "user": user, "http": http, "server": server}.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def alone(program):
+    """A server of its own in one Python process, of the installed package."""
+    return ["{bin}/python", "-c", program]
+
+
 def configuration(extra, modules):
     """Apache's configuration, the same for all."""
     names = ["mpm_event", "authz_core", "alias", "mime", *modules]
@@ -152,10 +200,15 @@ class Work:
     body: int = 0
     #: (column, server, largest or smallest ratio)
     aims: tuple = ()
+    #: Which row is this project.
+    ours: str = "mod-wsgi-rs"
 
 
 OURS, THEIRS, EMBEDDED_ONE, UWSGI_ONE = "mod-wsgi-rs", "mod_wsgi daemon", "mod_wsgi embedded", "Apache + uWSGI"
 ALONE = "Apache alone"
+OURS_ON_NGINX, NGINX_UWSGI, NGINX_GUNICORN = "mod-wsgi-rs on nginx", "nginx + uWSGI", "nginx + gunicorn"
+NGINX_TWICE, NGINX_ALONE = "nginx + nginx", "nginx alone"
+GRANIAN, BJOERN, FASTWSGI = "granian", "bjoern", "fastwsgi"
 #: Columns of a measurement.
 RATE, CPU, MIDDLE, P99, MEMORY = range(5)
 WORK = {
@@ -191,13 +244,55 @@ WORK = {
         aims=((CPU, ALONE, 1.2), (MIDDLE, ALONE, 1.2)),
     ),
     "upload": Work("upload of 10 MiB", "/upload", [OURS, THEIRS], 4, body=10 << 20, aims=((CPU, THEIRS, 0.8),)),
+    "nginx-hello": Work(
+        "nginx: 13 bytes (granian, bjoern and fastwsgi without a server before them)",
+        "/",
+        [OURS_ON_NGINX, NGINX_UWSGI, NGINX_GUNICORN, NGINX_TWICE, NGINX_ALONE, GRANIAN, BJOERN, FASTWSGI],
+        aims=((CPU, NGINX_UWSGI, 0.38), (CPU, NGINX_TWICE, 1.25), (RATE, NGINX_UWSGI, 2.4), (RATE, GRANIAN, 1.5)),
+        ours=OURS_ON_NGINX,
+    ),
+    "nginx-one": Work(
+        "nginx: 13 bytes, one connection",
+        "/",
+        [OURS_ON_NGINX, NGINX_UWSGI, NGINX_TWICE],
+        1,
+        aims=((MIDDLE, NGINX_UWSGI, 1.0),),
+        ours=OURS_ON_NGINX,
+    ),
+    "nginx-stream": Work(
+        "nginx: 10 MiB in 1,024 blocks from a generator",
+        "/stream",
+        [OURS_ON_NGINX, NGINX_UWSGI],
+        4,
+        aims=((CPU, NGINX_UWSGI, 0.75),),
+        ours=OURS_ON_NGINX,
+    ),
+    "nginx-file": Work(
+        "nginx: 100 MiB with wsgi.file_wrapper (nginx alone: the same file)",
+        "/file",
+        [OURS_ON_NGINX, NGINX_UWSGI, NGINX_ALONE],
+        1,
+        requests=20,
+        aims=((CPU, NGINX_ALONE, 1.2), (MIDDLE, NGINX_ALONE, 1.2)),
+        ours=OURS_ON_NGINX,
+    ),
+    "nginx-upload": Work(
+        "nginx: upload of 10 MiB",
+        "/upload",
+        [OURS_ON_NGINX, NGINX_UWSGI],
+        4,
+        body=10 << 20,
+        aims=((CPU, NGINX_UWSGI, 0.8),),
+        ours=OURS_ON_NGINX,
+    ),
 }
 
 
 def servers(build):
-    """Name to (configuration, module, further commands)."""
+    """Name to (the front server, its configuration, module, further commands)."""
     theirs = glob.glob(str(BIN.parent / "lib/python3*/site-packages/mod_wsgi/server/mod_wsgi*.so"))[0]
-    return {
+    httpd = shutil.which("apache2") or "/usr/sbin/apache2"
+    found = {
         OURS: (configuration(DAEMON, []), build / "libmod_wsgi_rs.so", []),
         THEIRS: (configuration(DAEMON, []), theirs, []),
         EMBEDDED_ONE: (configuration(EMBEDDED, []), theirs, []),
@@ -213,23 +308,66 @@ def servers(build):
         ),
         ALONE: (configuration('RedirectMatch 204 "^/$"\nAlias /file "{file}"\n', []), "", []),
     }
+    table = {n: ([httpd, "-DFOREGROUND", "-f"], *row) for n, row in found.items()}
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    kept = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+    hello = 'return 200 "Hello World!\\n";'
+    behind = f"server {{{{ listen unix:{{dir}}/b.sock; location / {{{{ {hello} }}}} }}}}"
+    found = {
+        OURS_ON_NGINX: (
+            nginx(ON_NGINX, "wsgi_daemon_process bench processes=1 threads=5;", top="load_module {so};"),
+            build / "libngx_http_wsgi_rs_module.so",
+            [],
+        ),
+        NGINX_UWSGI: (
+            nginx(f"{UWSGI_PARAMS} uwsgi_pass u;", "upstream u {{ server unix:{dir}/u.sock; }}"),
+            "",
+            [UWSGI],
+        ),
+        NGINX_GUNICORN: (
+            nginx(f"proxy_pass http://u; {kept}", "upstream u {{ server unix:{dir}/g.sock; keepalive 32; }}"),
+            "",
+            [GUNICORN],
+        ),
+        NGINX_TWICE: (
+            nginx(
+                f"proxy_pass http://b; {kept}",
+                "upstream b {{ server unix:{dir}/b.sock; keepalive 64; keepalive_requests 100000000; }} " + behind,
+                workers=2,
+            ),
+            "",
+            [],
+        ),
+        NGINX_ALONE: (nginx(hello, server="location = /file {{ alias {file}; }}"), "", []),
+    }
+    table |= {n: ([program, "-p", "{dir}", "-c"], *row) for n, row in found.items()}
+    address = f"'127.0.0.1', {PORT}"
+    granian = ["{bin}/granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(PORT), "--workers", "1"]
+    granian += ["--no-ws", "--log-level", "error", "--http", "1", "app:application"]
+    for n, command in {
+        GRANIAN: granian,
+        BJOERN: alone(f"import bjoern, app; bjoern.run(app.application, {address})"),
+        FASTWSGI: alone(f"import fastwsgi, app; fastwsgi.run(wsgi_app=app.application, host='127.0.0.1', port={PORT})"),
+    }.items():
+        table[n] = ([], "", "", [command])
+    return table
 
 
 class Server:
     """A running server; the context ends it."""
 
-    def __init__(self, name, configuration, so, commands, file):
+    def __init__(self, name, front, configuration, so, commands, file):
         self.name = name
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mwr-bench-"))
         self.dir.chmod(0o755)
         values = {"dir": self.dir, "so": so, "bin": BIN, "file": file}
         (self.dir / "app.py").write_text(APP.format(file=str(file)))
-        (self.dir / "httpd.conf").write_text(configuration.format(**values))
-        httpd = shutil.which("apache2") or "/usr/sbin/apache2"
+        (self.dir / "server.conf").write_text(configuration.format(**values))
         self.mark = f"{MARK}={self.dir.name}".encode()
         environment = {**os.environ, MARK: self.dir.name}
         lines = [[word.format(**values) for word in command] for command in commands]
-        lines.append([httpd, "-f", str(self.dir / "httpd.conf"), "-DFOREGROUND"])
+        if front:
+            lines.append([word.format(**values) for word in front] + [str(self.dir / "server.conf")])
         with open(self.dir / "output", "ab") as output:
             self.processes = [
                 subprocess.Popen(
@@ -268,15 +406,22 @@ class Server:
         shutil.rmtree(self.dir)
 
     def pids(self):
-        found = []
+        """Processes that have the mark, and those below the ones started here: nginx writes its title over the mark."""
+        found, children = {p.pid for p in self.processes if p.poll() is None}, {}
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
+                with open(f"/proc/{entry}/stat") as file:
+                    children.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(entry))
                 with open(f"/proc/{entry}/environ", "rb") as file:
                     if self.mark in file.read().split(b"\0"):
-                        found.append(int(entry))
+                        found.add(int(entry))
             except OSError:
                 continue
-        return found
+        below = list(found)
+        while below:
+            below = [c for pid in below for c in children.get(pid, []) if c not in found]
+            found.update(below)
+        return sorted(found)
 
     def usage(self):
         """CPU seconds so far and memory in MiB (PSS), over all processes."""
@@ -349,7 +494,7 @@ def chart(results):
     for number, (name, row) in enumerate(results.items()):
         y = 40 + 34 * number
         width = row[1] / longest * 460
-        colour = "#2a6fb0" if name == "mod-wsgi-rs" else "#b8c4d0"
+        colour = "#2a6fb0" if name.startswith(OURS) else "#b8c4d0"
         parts.append(f'<text x="10" y="{y + 17}">{name}</text>')
         parts.append(f'<rect x="170" y="{y}" width="{width:.0f}" height="24" fill="{colour}"/>')
         parts.append(f'<text x="{178 + width:.0f}" y="{y + 17}">{row[1]:.0f}</text>')
@@ -375,17 +520,18 @@ def table_of(name, work, results):
         lines.append(f"| {n} | {many} | {spent} | {duration(middle)} | {duration(p99)} | {memory:.0f} |")
     ratios = []
     for column, other, aim in work.aims:
-        if OURS in results and other in results:
-            ratio = results[OURS][column] / results[other][column]
+        if work.ours in results and other in results:
+            ratio = results[work.ours][column] / results[other][column]
             what = {RATE: "requests/s", CPU: "CPU", MIDDLE: "median time"}[column]
             bound = f"at least {aim}" if column == RATE else f"at most {aim}"
             met = ratio >= aim if column == RATE else ratio <= aim
             ratios.append(f"{what} {ratio:.2f} times {other} (aim: {bound}{'' if met else '; missed'})")
-    return [*lines, "", *([f"{OURS}: {'; '.join(ratios)}.", ""] if ratios else [])]
+    return [*lines, "", *([f"{work.ours}: {'; '.join(ratios)}.", ""] if ratios else [])]
 
 
 def document(results, options):
     httpd = subprocess.run(["/usr/sbin/apache2", "-v"], capture_output=True, text=True).stdout.split("\n")[0]
+    nginx_version = subprocess.run(["/usr/sbin/nginx", "-v"], capture_output=True, text=True).stderr.strip()
     lines = [
         "# Benchmarks",
         "",
@@ -393,11 +539,11 @@ def document(results, options):
         "",
         "One Python process with five threads behind each server; the load comes from wrk or curl on the same machine over"
         f" kept connections; medians of {options.rounds} rounds of {options.seconds} s, in which the servers took turns."
-        " CPU time and memory (PSS) are those of every process of the server, Apache included."
+        " CPU time and memory (PSS) are those of every process of the server, Apache or nginx included."
         " Compare the rows of one table, not tables of different machines.",
         "",
         f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split('-')[0]},"
-        f" {httpd.partition(': ')[2]}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}.",
+        f" {httpd.partition(': ')[2]}, {nginx_version.partition(': ')[2]}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}.",
         "",
         "![CPU time for each request of 13 bytes](benchmarks.svg)",
         "",
@@ -405,7 +551,12 @@ def document(results, options):
     for name, work in WORK.items():
         if name in results:
             lines += table_of(name, work, results[name])
+            if name == "nginx-hello":
+                lines += [f"![CPU time for each request of 13 bytes, on nginx]({PICTURES[name]})", ""]
     return "\n".join(lines)
+
+
+PICTURES = {"hello": "benchmarks.svg", "nginx-hello": "benchmarks-nginx.svg"}
 
 
 def main():
@@ -419,10 +570,14 @@ def main():
     options = parser.parse_args()
     # Whoever ends this ends the servers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
-    wanted = options.work.split(",") if options.work else list(WORK)
     table = servers(options.build.resolve())
+    has_nginx = (options.build / "libngx_http_wsgi_rs_module.so").exists()
+    if not has_nginx and not options.work:
+        print("bench: no module for nginx in the build: its tables are left as they were", flush=True)
+    every = [name for name, work in WORK.items() if has_nginx or work.ours != OURS_ON_NGINX]
+    wanted = options.work.split(",") if options.work else every
     kept = ROOT / "build/bench/results.json"
-    results = json.loads(kept.read_text()) if options.work and kept.exists() else {}
+    results = json.loads(kept.read_text()) if wanted != list(WORK) and kept.exists() else {}
     with tempfile.NamedTemporaryFile(prefix="mwr-bench-", suffix=".txt") as file:
         os.chmod(file.name, 0o644)
         for _ in range(100):
@@ -437,8 +592,9 @@ def main():
     text = document(results, options)
     print(text)
     (ROOT / "docs/benchmarks.md").write_text(text)
-    if "hello" in results:
-        (ROOT / "docs/benchmarks.svg").write_text(chart(results["hello"]))
+    for name, picture in PICTURES.items():
+        if name in results:
+            (ROOT / "docs" / picture).write_text(chart(results[name]))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ cd "$(dirname "$0")/.."
 venv=build/bench
 python=/usr/bin/python3
 [ -x "$python" ] || python=$(command -v python3)
-if [ ! -x "$venv/bin/uwsgi" ] || [ ! -x "$venv/bin/gunicorn" ] || [ ! -x "$venv/bin/mod_wsgi-express" ]; then
+peers="mod_wsgi==6.1.1 uWSGI==2.0.31 gunicorn==27.0.1 granian==2.8.7 bjoern==3.2.2 fastwsgi==0.0.9"
+if [ "$(cat "$venv/peers" 2>/dev/null)" != "$peers" ]; then
     mkdir -p build
     "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check mod_wsgi==6.1.1 uWSGI==2.0.31 gunicorn==27.0.1
+    # shellcheck disable=SC2086 # words are meant to be split
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check $peers
+    echo "$peers" >"$venv/peers"
 fi
 exec "$venv/bin/python" scripts/bench.py "$@"

@@ -9,7 +9,7 @@ run="apache2-bin python3"
 test="$build $run python3-venv curl openssl binutils procps"
 # Tests that need one of these are skipped, with the reason, where the distribution has no such package.
 wanted="strace bindfs chromium chromium-driver"
-bench="$test python3-dev wrk"
+bench="$test python3-dev libev-dev wrk"
 # The module for nginx is built and tested where these can be had; nothing else needs them.
 nginx_build="nginx-dev libpcre2-dev libssl-dev zlib1g-dev"
 nginx_test="$nginx_build nginx-light"
