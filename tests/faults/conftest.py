@@ -14,7 +14,7 @@ import pytest
 import harness.front as fronts
 from harness import product
 from harness.counted import Tally
-from harness.front import Front, OnApache
+from harness.front import Front, Hosted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Run:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "run" not in metafunc.fixturenames:
         return
-    kinds = list(fronts.KINDS)
+    kinds = list(fronts.OURS)
     short = kinds[zlib.crc32(metafunc.function.__name__.encode()) % len(kinds)]
     runs = [pytest.param(Run(short, False), id=short)]
     runs += [pytest.param(Run(k, True), id=f"{k}-long", marks=pytest.mark.long) for k in kinds]
@@ -118,7 +118,7 @@ def front_of() -> Iterator[Callable[..., Front]]:
     made: list[Front] = []
 
     def make(kind: str, **kw: object) -> Front:
-        one = {**fronts.KINDS, **fronts.PEERS}[kind](**kw)
+        one = {**fronts.OURS, **fronts.PEERS}[kind](**kw)
         made.append(one)
         return one
 
@@ -127,12 +127,12 @@ def front_of() -> Iterator[Callable[..., Front]]:
 
 
 @pytest.fixture
-def front(run: Run) -> Iterator[Callable[..., OnApache]]:
-    """Makes the server of this run: `front(options=…, config=…)`."""
+def front(run: Run) -> Iterator[Callable[..., Hosted]]:
+    """Makes the server of this run: `front(options=…, plan={…})`."""
     made: list[Front] = []
 
     def make(kind: str = run.kind, **kw: object) -> Front:
-        one = {**fronts.KINDS, **fronts.PEERS}[kind](**kw)
+        one = {**fronts.OURS, **fronts.PEERS}[kind](**kw)
         made.append(one)
         return one
 
@@ -148,6 +148,6 @@ def _end(made: list[Front]) -> None:
             one.stop()
         except AssertionError as e:
             faults.append(str(e))
-        if isinstance(one, OnApache):
+        if isinstance(one, Hosted):
             one.server.finished = True
     assert not faults, "\n".join(faults)

@@ -6,21 +6,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 
 import pytest
 
 from harness import counted, procs
-from harness.front import PEERS, THREADS, Front, OnApache
+from harness.front import OURS, PEERS, THREADS, Front, Hosted
 from harness.slow import Slow
 from harness.wait import Timeout, wait_until
 
 from .conftest import Row, Run, Table
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(900)]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 
 
 def test_f11_everything_at_random(run: Run, front: Make, table: Table) -> None:
@@ -58,7 +57,7 @@ def test_f11_everything_at_random(run: Run, front: Make, table: Table) -> None:
             f.server.ctl(*words)
 
     acts = {
-        "graceful": lambda: f.server.process and f.server.process.send_signal(signal.SIGUSR1),
+        "graceful": lambda: os.kill(f.server.pid, f.server.RELOAD),
         "touch": lambda: os.utime(f.script),
         "kill": kill_worker,
         "reload": lambda: ctl("reload"),
@@ -85,14 +84,14 @@ def test_f11_everything_at_random(run: Run, front: Make, table: Table) -> None:
     wait_until(lambda: _ready(f) and _idle(f), 30, "all rows are free")
 
 
-def _ready(f: OnApache) -> list[int]:
+def _ready(f: Hosted) -> list[int]:
     try:
         return f.workers()
     except (AssertionError, StopIteration):
         return []
 
 
-def _idle(f: OnApache) -> bool:
+def _idle(f: Hosted) -> bool:
     return all((w["sent"], w["running"]) == (0, 0) for w in f.server.workers() if w["state"] == "ready")
 
 
@@ -102,13 +101,13 @@ COMMON = ("nothing", "workers killed", "graceful reloads", "touched script", "sl
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", COMMON)
-@pytest.mark.parametrize("kind", ["event", "prefork", *PEERS])
+@pytest.mark.parametrize("kind", [*OURS, *PEERS])
 def test_table(kind: str, what: str, front_of: Callable[..., Front], table: Table) -> None:
     """The same faults on ours and on the peers: 8 clients, 2 processes of 5 threads. Ours must hold; of the peers it is
     written down what happens."""
     f = front_of(kind)
-    ours = isinstance(f, OnApache) and f.ours
-    if isinstance(f, OnApache):
+    ours = isinstance(f, Hosted) and f.ours
+    if isinstance(f, Hosted):
         f.server.allow_log("." if not ours else r"MWR0306|MWR0207")
     killed: list[int] = []
     with contextlib.ExitStack() as stack:
@@ -131,7 +130,7 @@ def test_table(kind: str, what: str, front_of: Callable[..., Front], table: Tabl
             if load.count() < 3200 and time.monotonic() - began < 20:
                 with contextlib.suppress(AssertionError):
                     load.more(3200 - load.count(), 12)
-    claimed = f.claimed() if isinstance(f, OnApache) and f.ours else []
+    claimed = f.claimed() if isinstance(f, Hosted) and f.ours else []
     t = counted.tally(load.results, f.ids, killed, claimed=claimed)
     print(f.name, what, t)
     table.add(Row(what, f.name, t))

@@ -15,27 +15,32 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import counted, http
-from harness.front import OnApache
+from harness import counted, http, product
+from harness.front import Hosted
+from harness.plan import Script
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
-Make = Callable[..., OnApache]
-EVIL = """
-WSGIDaemonProcess evil processes=1 threads=3 queue-limit=10
-WSGIScriptAlias /evil {apps}/hostile.wsgi process-group=evil application-group=%{GLOBAL}
-"""
+Make = Callable[..., Hosted]
+
+
+def evil(options: str = "") -> dict[str, dict[str, object]]:
+    """A group of an application that means harm, beside the other one."""
+    return {
+        "groups": {"evil": f"processes=1 threads=3 queue-limit=10 {options}"},
+        "scripts": {"/evil": Script("hostile.wsgi", "evil")},
+    }
 
 
 @pytest.mark.parametrize("word", ["resize", "punch", "ff", "zero", "two", "retire", "scribble"])
 def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     """F12, pitfalls 2.1, S8, S9: an application truncates, punches, overwrites the table of its group, for ever: no
     process of the server dies, the other group loses nothing and is not slower, and a restart of that group mends it."""
-    f = front(config=EVIL)
+    f = front(plan=evil())
     f.server.allow_log(r"MWR0(2|3|4)\d\d")
-    httpd = {p for p in f.server.server_processes()}
+    servers = {p for p in f.server.server_processes()}
     helpers = {p.pid for p in f.server.helpers("keeper") + f.server.helpers("supervise")}
     assert f.get("/evil/signals").status == 200
     with f.load("good", clients=4) as load:
@@ -56,7 +61,7 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     print(t)
     t.clean()
     assert t.p999 < 1.5
-    assert all(p.alive() for p in httpd), "no process of httpd has died"
+    assert all(p.alive() for p in servers), "no process of the server has died"
     assert {p.pid for p in f.server.helpers("keeper") + f.server.helpers("supervise")} == helpers
     if word == "scribble":
         # as often as it likes: each time its workers are killed
@@ -65,7 +70,7 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     assert word == "resize" or f.server.log.find('MWR0319: the table that group "evil" shares'), "and it is said"
 
 
-def _ask(f: OnApache, n: int) -> None:
+def _ask(f: Hosted, n: int) -> None:
     for _ in range(5):
         try:
             f.get("/evil/signals", timeout=40)
@@ -73,7 +78,7 @@ def _ask(f: OnApache, n: int) -> None:
             continue
 
 
-def _evil_serves(f: OnApache) -> bool:
+def _evil_serves(f: Hosted) -> bool:
     try:
         return f.get("/evil/signals", timeout=5).status == 200
     except OSError:
@@ -83,7 +88,7 @@ def _evil_serves(f: OnApache) -> bool:
 def test_f12_a_table_that_says_go_elsewhere(run: Run, front: Make) -> None:
     """F12, DESIGN 4.1: requests of a group whose table says for ever that another has taken over wait in no more threads
     of the server than the group's queue allows: other sites go on."""
-    f = front(config=EVIL)
+    f = front(plan=evil())
     f.server.allow_log(r"MWR0(2|3|4)\d\d|AH00484|AH03490|AH00485")
     (f.server.prefix / "htdocs" / "s.txt").write_text("static")
     assert f.get("/evil/retire").status == 200
@@ -130,8 +135,8 @@ def stranger(user: str, path: str) -> str:
 def test_f12_local_strangers(run: Run, front: Make) -> None:
     """F12, R21: a process of another uid reaches neither workers nor the supervisor; one of the server's uid without the
     token is shown the door by a worker, and gets no table from the supervisor; each refusal is logged."""
-    f = front(config=EVIL)
-    user = f.server.text().split("User ")[1].split()[0]
+    f = front(plan=evil())
+    user = product.server_user()[0]
     sockets = f.server.sockets()
     workers = [s for s in sockets if "/w/" in s]
     assert len(workers) >= 2
@@ -150,7 +155,7 @@ def test_f12_local_strangers(run: Run, front: Make) -> None:
 @pytest.mark.root
 def test_f12_the_other_groups_files(run: Run, front: Make) -> None:
     """F12: a group of another user cannot look into the directories of sockets, nor signal anything of the server's."""
-    f = front(config=EVIL.replace("processes=1", "user=games group=games processes=1"))
+    f = front(plan=evil("user=games group=games"))
     said = json.loads(f.get("/evil/signals").body)
     assert said["parent"] == errno.EPERM and said["init"] == errno.EPERM
     for path in f.server.sockets():

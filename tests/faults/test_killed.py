@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness import counted, http, procs
-from harness.front import THREADS, OnApache
+from harness.front import THREADS, Hosted
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(600)]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 #: what the log says of a dead worker and of the requests it had
 DEATH = r"MWR0306: worker \d+ of group \"g\" ended unexpectedly with "
 FAILED = r"MWR0207: process group 'g': worker \d+ died or closed the connection while it ran the request"
@@ -170,7 +170,7 @@ def test_f1_killed_for_want_of_memory(run: Run, front: Make, memory_group: pathl
     tally.clean(running=THREADS)
 
 
-def children(f: OnApache, n: int) -> list[procs.Process]:
+def children(f: Hosted, n: int) -> list[procs.Process]:
     """Waits for so many children of /fork."""
     forked = f.scratch / "forked"
 
@@ -269,7 +269,7 @@ def test_f3_supervisor_killed(run: Run, front: Make) -> None:
     t.clean()
 
 
-def _ready(f: OnApache) -> list[int]:
+def _ready(f: Hosted) -> list[int]:
     """Workers that serve; none while the supervisor is being replaced."""
     try:
         return f.workers()
@@ -298,11 +298,11 @@ def test_f3_keeper_killed(run: Run, front: Make) -> None:
 
 
 def test_f4_server_process_killed(run: Run, front: Make) -> None:
-    """F4: SIGKILL of a process of httpd: its rows are free within a second, requests of the others go on."""
+    """F4: SIGKILL of a process of the server: its rows are free within a second, requests of the others go on."""
     f = front()
-    f.server.allow_log(r"AH00052|AH00051|MWR0421")
+    f.server.allow_log(f"{f.server.KILLED}|MWR0421")
     cut = 0
-    with f.load("httpd") as load:
+    with f.load("server") as load:
         for i in range(run.times()):
             load.more(100)
             # its rows: one that runs, others that wait for threads
@@ -336,6 +336,6 @@ def test_f4_server_process_killed(run: Run, front: Make) -> None:
     t.clean(running=run.times() * 8)
 
 
-def _old(f: OnApache) -> bool:
+def _old(f: Hosted) -> bool:
     """Whether rows stay in use although nobody asks."""
     return sum(w["sent"] + w["running"] for w in f.server.workers()) > 8

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import pytest
 
 from harness import counted, procs, product
-from harness.front import OnApache
+from harness.front import PROCESSES, THREADS, Hosted
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 TRACEBACK = r"MWR0433|Traceback|\]   File |Error: |\]     |\] +\^"
 
 
@@ -42,7 +42,7 @@ def test_f5_edit_that_cannot_load(run: Run, front: Make) -> None:
     t.clean()
 
 
-def venv(f: OnApache, name: str) -> pathlib.Path:
+def venv(f: Hosted, name: str) -> pathlib.Path:
     python = product.reachable_python((3, 11)) or pathlib.Path("/usr/bin/python3")
     made = product.make_venv(f.server.prefix / name, python)
     (next(made.glob("lib/python3*/site-packages")) / "which.py").write_text(f"NAME = {name!r}\n")
@@ -50,19 +50,18 @@ def venv(f: OnApache, name: str) -> pathlib.Path:
 
 
 @pytest.fixture
-def in_venv(front: Make) -> OnApache:
+def in_venv(front: Make) -> Hosted:
     """A server whose group has a virtual environment of its own."""
     f = front()
     made = venv(f, "venv")
-    f.server.config = f.server.config.replace("display-name=wsgi-daemon", f"python-home={made}")
     before = set(f.workers())
-    f.server.write_config()
+    f.change(f"processes={PROCESSES} threads={THREADS} python-home={made}")
     f.server.graceful()
     wait_until(lambda: len(w := f.workers()) == 2 and not set(w) & before, 20, "workers of the environment")
     return f
 
 
-def test_f5_interpreter_removed(run: Run, in_venv: OnApache) -> None:
+def test_f5_interpreter_removed(run: Run, in_venv: Hosted) -> None:
     """F5: the interpreter's file goes: running workers serve, reloads are refused, a dead worker is replaced as soon as
     it is back."""
     f = in_venv
@@ -94,7 +93,7 @@ def test_f5_interpreter_removed(run: Run, in_venv: OnApache) -> None:
     t.clean(running=5)
 
 
-def test_f5_environment_replaced(run: Run, in_venv: OnApache) -> None:
+def test_f5_environment_replaced(run: Run, in_venv: Hosted) -> None:
     """F5: the virtual environment is replaced under a running site, as a deploy does: nothing is lost, and after a touch
     the new one is used."""
     f = in_venv

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from harness import counted
-from harness.front import OnApache
+from harness.front import Hosted
 from harness.slow import Slow
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(600)]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 #: httpd itself spends a thread or process on each slow sender, and prefork on each slow reader
 ROOM = {
     "event": "StartServers 8\nServerLimit 8\nThreadLimit 50\nThreadsPerChild 50\nMinSpareThreads 50\n"
@@ -28,8 +28,8 @@ def test_f6_slow_clients(run: Run, front: Make, kind: str) -> None:
     """F6: 300 (short form: 60) slow readers of 10 MiB, or slow senders, on two processes of five: of the other requests none is lost, their
     p99.9 stays within 100 ms of the undisturbed run, no Python thread is held; every slow client gets its answer."""
     clients = run.times(60, 300)
-    room = ROOM[run.kind].replace("{start}", str(clients + 40))
-    f = front(server_config=room, config="WSGISpoolLimit 8G\n")
+    room = {kind: text.replace("{start}", str(clients + 40)) for kind, text in ROOM.items()}
+    f = front(room=room, plan={"own": {"apache": "WSGISpoolLimit 8G"}})
     with f.load("calm") as load:
         load.more(run.times(1000, 3000), 60)
     calm = counted.tally(load.results, f.ids)
@@ -51,5 +51,5 @@ def test_f6_slow_clients(run: Run, front: Make, kind: str) -> None:
     assert t.p999 < calm.p999 + (0.1 if run.long else 0.5)
 
 
-def _busy(f: OnApache) -> int:
+def _busy(f: Hosted) -> int:
     return sum(w["running"] + w["sent"] for w in f.server.workers())

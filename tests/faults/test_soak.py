@@ -12,13 +12,13 @@ from collections.abc import Callable
 import pytest
 
 from harness import counted, http, procs
-from harness.front import OnApache
+from harness.front import Hosted
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 
 
 def leaver(port: int, stop: threading.Event) -> None:
@@ -35,7 +35,7 @@ def leaver(port: int, stop: threading.Event) -> None:
         time.sleep(0.02)
 
 
-def sample(f: OnApache) -> dict[str, int]:
+def sample(f: Hosted) -> dict[str, int]:
     """Memory (KiB), descriptors and threads of the processes that stay, rows in use, temporary files."""
     found = {"rows": sum(w["sent"] + w["running"] for w in f.server.workers()), "files": 0}
     for p in f.server.processes():
@@ -46,9 +46,9 @@ def sample(f: OnApache) -> dict[str, int]:
         found |= {f"{name} KiB": procs.memory_kib(p.pid, "Pss_Anon"), f"{name} descriptors": procs.descriptors(p.pid)}
     for p in f.server.server_processes():
         with contextlib.suppress(OSError, ValueError):
-            found[f"httpd {p.pid} KiB"] = procs.memory_kib(p.pid, "Pss_Anon")
-            found[f"httpd {p.pid} descriptors"] = procs.descriptors(p.pid)
-            found[f"httpd {p.pid} threads"] = procs.threads(p.pid)
+            found[f"server {p.pid} KiB"] = procs.memory_kib(p.pid, "Pss_Anon")
+            found[f"server {p.pid} descriptors"] = procs.descriptors(p.pid)
+            found[f"server {p.pid} threads"] = procs.threads(p.pid)
     return found
 
 
@@ -64,7 +64,7 @@ def test_f15_soak(run: Run, front: Make) -> None:
         "MaxSpareThreads 64\nMaxRequestWorkers 64\n",
         "prefork": "StartServers 16\nMinSpareServers 1\nMaxSpareServers 17\nServerLimit 16\nMaxRequestWorkers 16\n",
     }
-    f = front(options="maximum-requests=20000", server_config=settings[run.kind])
+    f = front(options="maximum-requests=20000", room=settings)
     f.server.allow_log(r"MWR0430: exception OSError|Traceback|\]  +|OSError: \[Errno 5\]|MWR0421|AH\d{5}")
     stop = threading.Event()
     threads = [threading.Thread(target=leaver, args=(f.port, stop)) for _ in range(2)]
@@ -84,7 +84,7 @@ def test_f15_soak(run: Run, front: Make) -> None:
             f.ids.write_bytes(b"")
             seen += t.sent
             samples.append((seen, sample(f)))
-            print(seen, {k: v for k, v in samples[-1][1].items() if "httpd" not in k}, t, flush=True)
+            print(seen, {k: v for k, v in samples[-1][1].items() if "server" not in k}, t, flush=True)
     finally:
         stop.set()
         for thread in threads:
@@ -111,7 +111,7 @@ def graph(samples: list[tuple[int, dict[str, int]]], path: pathlib.Path) -> None
     lines = []
     for i, k in enumerate(names):
         points = " ".join(f"{60 + 520 * n / last:.0f},{220 - 200 * s[k] / most:.0f}" for n, s in samples)
-        label = "httpd child" if k.startswith("httpd") else k.removesuffix(" KiB")
+        label = "process of the server" if k.startswith("server") else k.removesuffix(" KiB")
         colour = colours[i % len(colours)]
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         lines.append(f'<text x="590" y="{40 + 18 * i}" fill="{colour}">{label}</text>')

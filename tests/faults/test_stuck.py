@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from harness import counted, http, procs
-from harness.front import THREADS, OnApache
+from harness.front import THREADS, Hosted
 from harness.wait import wait_until
 
 from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
-Make = Callable[..., OnApache]
+Make = Callable[..., Hosted]
 
 
 def test_f10_a_wedged_worker_beside_a_healthy_one(run: Run, front: Make) -> None:
@@ -84,7 +84,7 @@ def test_f10_a_stopped_worker(run: Run, front: Make) -> None:
     assert len(slow) <= THREADS, "only what it had claimed waits"
 
 
-def hold(f: OnApache, n: int, gate: str) -> list[http.Connection]:
+def hold(f: Hosted, n: int, gate: str) -> list[http.Connection]:
     """Requests that stay until the gate opens."""
     held = [http.Connection(f.port) for _ in range(n)]
     for i, c in enumerate(held):
@@ -124,7 +124,7 @@ def test_f7_all_threads_stuck(run: Run, front: Make) -> None:
     assert not [n for n in ran if n.startswith(("waiting", "over"))], "what was refused has not run"
 
 
-def replaced(f: OnApache, pid: int, deadline: float = 30) -> None:
+def replaced(f: Hosted, pid: int, deadline: float = 30) -> None:
     wait_until(lambda: len(w := f.workers()) == 2 and pid not in w, deadline, f"{pid} is replaced")
 
 

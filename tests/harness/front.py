@@ -1,8 +1,9 @@
 """The servers of the fault suite, behind one face: the same application, two processes of five threads, on ours and on the
-peers. A new server is one more entry of KINDS or PEERS."""
+peers. A new server is one more entry of OURS or PEERS."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -11,23 +12,17 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from . import counted, http, procs, product
-from .apache import Apache
+from .kinds import KINDS, ROOMY, on
+from .plan import Plan
 from .ports import Port
 from .wait import wait_until
 
 PROCESSES, THREADS = 2, 5
-#: httpd with room for many slow clients is a matter of the tests that need it
-APACHE = """
-WSGIDaemonProcess g processes={processes} threads={threads} display-name=wsgi-daemon {options}
-WSGIProcessGroup g
-WSGIApplicationGroup %{GLOBAL}
-WSGIScriptAlias / {apps}/faults.wsgi
-"""
-
-#: enough processes from the start: prefork makes its next one at its tick of a second, which is not what is measured
-PREFORK = "StartServers 24\nMinSpareServers 12\nMaxSpareServers 64\nServerLimit 64\nMaxRequestWorkers 64\n"
+#: the same site on every server of ours, and on mod_wsgi
+SITE = Plan(f"processes={PROCESSES} threads={THREADS} display-name=wsgi-daemon", "faults.wsgi")
 
 
 class Front:
@@ -68,31 +63,31 @@ class Front:
         return counted.Counted(self.port, prefix, clients, pause)
 
 
-class OnApache(Front):
-    """This module, or mod_wsgi, on Apache."""
+class Hosted(Front):
+    """A module in a web server: ours on every kind of server, or mod_wsgi on Apache (`module`). `options` are more of the
+    group's, `plan` more of the site."""
 
-    def __init__(self, mpm: str, module: pathlib.Path | None = None, options: str = "", config: str = "", **kw: object):
-        text = APACHE.replace("{processes}", str(PROCESSES)).replace("{threads}", str(THREADS))
+    def __init__(self, kind: str, module: pathlib.Path | None = None, options: str = "", **kw: Any):
         self.ours = module is None
-        if mpm == "prefork":
-            kw.setdefault("server_config", PREFORK)
-        self.server = Apache(config + text.replace("{options}", options), mpm=mpm, module=module, **kw)  # type: ignore[arg-type]
-        self.name = mpm if self.ours else f"mod_wsgi {mpm}"
+        changes = kw.pop("plan", {})
+        self.plan = SITE.replace(options=f"{SITE.options} {options}", **changes)
+        self.server = on(kind, self.plan, kw.pop("room", ROOMY), **kw, **({} if self.ours else {"module": module}))
+        self.name = kind if self.ours else f"mod_wsgi {kind}"
         self.scratch, self.script = self.server.scratch, self.server.apps / "faults.wsgi"
         self.server.start()
         self.port = self.server.port
         self.settled()
 
+    def change(self, options: str) -> None:
+        """Other options of the group from the next reload on."""
+        self.plan = self.plan.replace(options=options)
+        self.server.plan(self.plan)
+        self.server.write_config()
+
     def workers(self) -> list[int]:
         if self.ours:
             return sorted(self.server.ready())
         return sorted(p.pid for p in self.server.processes() if any("wsgi-daemon" in a for a in p.cmdline))
-
-    def settled(self, deadline: float = 30.0) -> list[int]:
-        if self.ours:
-            # the first request starts them where nothing else does
-            self.get("/exact?id=first&size=5", timeout=60)
-        return super().settled(deadline)
 
     def reload(self) -> None:
         self.server.graceful()
@@ -172,12 +167,9 @@ def mod_wsgi() -> pathlib.Path:
 
 
 #: ours
-KINDS: dict[str, Callable[..., Front]] = {
-    "event": lambda **kw: OnApache("event", **kw),
-    "prefork": lambda **kw: OnApache("prefork", **kw),
-}
+OURS: dict[str, Callable[..., Front]] = {kind: functools.partial(Hosted, kind) for kind in KINDS}
 #: others, for the table
 PEERS: dict[str, Callable[..., Front]] = {
-    "mod_wsgi": lambda **kw: OnApache("event", module=mod_wsgi(), **kw),
+    "mod_wsgi": lambda **kw: Hosted("event", module=mod_wsgi(), **kw),
     "gunicorn": lambda **kw: Gunicorn(),
 }
