@@ -149,8 +149,8 @@ fn nginx_page() -> String {
         with braces needs quotes in nginx: `wsgi_process_group \"%{GLOBAL}\"`.\n\n\
         A module fits one version of nginx: after an upgrade of nginx build it anew (`make build`, with nginx-dev, or with \
         NGINX_SOURCE_DIR and NGINX_BUILD_DIR naming a configured source tree).\n\n\
-        Not in this version: `wsgi_request_buffering off`, the cache and store directives, the variables, `mod-wsgi-rs express \
-        --server nginx`. With `master_process off` nginx itself serves nobody after a reload.\n"
+        Not in this version: `wsgi_request_buffering off`, the cache and store directives, the variables. With \
+        `master_process off` nginx itself serves nobody after a reload.\n"
         .to_owned();
     for d in NGINX {
         let place = match d.place {

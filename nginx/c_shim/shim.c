@@ -5,7 +5,14 @@ const char mwr_uwsgi_temp_path[] = NGX_HTTP_UWSGI_TEMP_PATH;
 
 void mwr_log(ngx_log_t *log, ngx_uint_t level, const char *text, size_t len)
 {
+    ngx_uint_t own = log->log_level;
+
+    /* The caller has decided that it is written; nginx calls its modules from one thread. */
+    if (own < level) {
+        log->log_level = level;
+    }
     ngx_log_error(level, log, 0, "%*s", len, text);
+    log->log_level = own;
 }
 
 void mwr_conf_error(ngx_conf_t *cf, const char *text, size_t len)

@@ -9,6 +9,7 @@ use crate::process::Generation;
 use crate::sys;
 use mod_wsgi_core::config::{DirConfig, Selector, ServerConfig};
 use mod_wsgi_wire::control::Preload;
+use mod_wsgi_wire::frame::Level;
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
@@ -32,6 +33,8 @@ pub struct Main {
     pub declared: Vec<String>,
     /// Scripts of locations, and where they were named.
     pub scripts: Vec<(Preload, String)>,
+    /// wsgi_log_level.
+    pub log_level: Option<Level>,
     /// Made in init_module.
     pub generation: Option<Rc<Generation>>,
 }

@@ -10,6 +10,7 @@ use mod_wsgi_core::config::ServerConfig;
 use mod_wsgi_core::directives::nginx::{Kind, NGINX, Place, Setting, spoken};
 use mod_wsgi_core::directives::{self, Target};
 use mod_wsgi_core::options;
+use mod_wsgi_wire::frame::Level;
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::offset_of;
 use std::ptr::null_mut;
@@ -131,6 +132,7 @@ pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
             Kind::Shared(_) => (sys::NGX_CONF_ANY, set_shared, 0, std::ptr::without_provenance_mut(i)),
             Kind::Script => (sys::NGX_CONF_TAKE12, set_script, 0, null_mut()),
             Kind::Param => (sys::NGX_CONF_TAKE23, add_param, 0, null_mut()),
+            Kind::LogLevel => (ONE, set_log_level, 0, null_mut()),
             Kind::Upstream(s) => setter(s),
         };
         all[i] = sys::ngx_command_t {
@@ -280,6 +282,28 @@ unsafe extern "C" fn set_script(
         };
         loc.script =
             Some(Rc::new(Script { file: name, mount: mount.to_vec(), at: place(cf), seen: Default::default() }));
+        null_mut()
+    })
+}
+
+unsafe extern "C" fn set_log_level(
+    cf: *mut sys::ngx_conf_t,
+    _: *mut sys::ngx_command_t,
+    _: *mut c_void,
+) -> *mut c_char {
+    callback("wsgi_log_level", ERROR, || {
+        let main = main_of(cf);
+        if main.log_level.is_some() {
+            return c"is duplicate".as_ptr().cast_mut();
+        }
+        main.log_level = match words(cf)[..] {
+            [b"error"] => Some(Level::Error),
+            [b"warn"] => Some(Level::Warn),
+            [b"notice"] => Some(Level::Notice),
+            [b"info"] => Some(Level::Info),
+            [b"debug"] => Some(Level::Debug),
+            _ => return fail(cf, "wsgi_log_level: must be error, warn, notice, info or debug"),
+        };
         null_mut()
     })
 }

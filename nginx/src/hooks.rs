@@ -164,6 +164,7 @@ pub unsafe extern "C" fn init_module(cycle: *mut sys::ngx_cycle_t) -> sys::ngx_i
                 return OK;
             }
             if let Some(main) = main_of(cycle) {
+                log::set_least(main.log_level);
                 match start(main, cycle) {
                     Ok(generation) => main.generation = Some(Rc::new(generation)),
                     Err(e) => log::write((*cycle).log, Level::Crit, &spoken(&e)),
@@ -216,7 +217,8 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     let roll_all = main.settings.reload_all.unwrap_or(false);
     // SAFETY: a flag that nginx sets once it has become a daemon.
     let moves = core.daemon != 0 && unsafe { sys::ngx_daemonized } == 0;
-    let (preload, log_level) = (preloads, log_level(cycle));
+    let log_level = log_level(cycle).max(main.log_level.unwrap_or(Level::Crit));
+    let preload = preloads;
     let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves };
     runtime.tell(&run_dir, wanted, error_log(cycle)).map_err(|e| e.to_string())?;
     watch_log(cycle);

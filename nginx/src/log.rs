@@ -5,6 +5,8 @@
 use crate::sys;
 use mod_wsgi_wire::frame::Level;
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Most bytes of one line; nginx adds time, process, connection and request to it.
 const LINE: usize = 1200;
@@ -13,6 +15,14 @@ const LINE: usize = 1200;
 pub fn number(level: Level) -> sys::ngx_uint_t {
     // nginx has the levels of syslog, from 1 (emergency) on.
     level as sys::ngx_uint_t + 1
+}
+
+/// nginx's number of wsgi_log_level; 0 where there is none. Set in the master; processes that serve inherit it.
+static LEAST: AtomicUsize = AtomicUsize::new(0);
+
+/// Lines of this level are written also where the log itself takes fewer.
+pub fn set_least(level: Option<Level>) {
+    LEAST.store(level.map_or(0, number), Relaxed);
 }
 
 fn piece(log: *mut sys::ngx_log_t, level: sys::ngx_uint_t, text: &str) {
@@ -25,7 +35,7 @@ fn piece(log: *mut sys::ngx_log_t, level: sys::ngx_uint_t, text: &str) {
 pub fn write(log: *mut sys::ngx_log_t, level: Level, text: &str) {
     let number = number(level);
     // SAFETY: as in `piece`; null is no log.
-    if log.is_null() || unsafe { (*log).log_level } < number {
+    if log.is_null() || unsafe { (*log).log_level }.max(LEAST.load(Relaxed)) < number {
         return;
     }
     for line in text.lines() {

@@ -199,3 +199,36 @@ def test_a_client_that_leaves_costs_no_row(nginx: Callable[..., Nginx]) -> None:
     first.join(10)
     assert answers == [200] and server.get().status == 200
     assert not (server.scratch / "b").exists()
+
+
+def test_the_supervisor_follows_a_rotated_log(nginx: Callable[..., Nginx]) -> None:
+    """N9: when nginx opens its error log anew (USR1), lines of the supervisor and of workers go to the new file too."""
+    server = nginx(SITE, http_config=GROUP)
+    assert server.get().status == 200
+    server.log.wait("is ready after")
+    old = server.error_log.with_suffix(".1")
+    server.error_log.rename(old)
+    os.kill(server.pid, signal.SIGUSR1)
+    wait_until(server.error_log.exists, 10)
+    wait_until(lambda: "reopening logs" in old.read_text(), 10)
+    worker = inspect.look(server)["pid"]
+    server.allow_log("MWR0306")
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: f"worker {worker} " in server.error_log.read_text(), 10, "the supervisor writes to the new file")
+    assert f"worker {worker} of" in old.read_text() and "MWR0306" not in old.read_text()
+
+
+def test_a_level_of_its_own(nginx: Callable[..., Nginx]) -> None:
+    """N2: wsgi_log_level shows what an application prints where error_log itself takes warnings only."""
+    text = "def application(e, s):\n    print('printed here', flush=True)\n    s('200 OK', [])\n    return [b'x']\n"
+    site = "location / { error_log {logs}/quiet.log warn; wsgi_script {apps}/p.wsgi; }"
+    for level, shown in ((None, False), ("info", True)):
+        server = nginx("", http_config=f"wsgi_log_level {level};" if level else "", start=False)
+        server.config = site.replace("{logs}", str(server.logs))
+        server.write("p.wsgi", text)
+        server.start()
+        assert server.get().text == "x"
+        server.stop()
+        log = (server.logs / "quiet.log").read_text()
+        assert ("printed here" in log) is shown, log
+        assert not [line for line in log.splitlines() if "[info]" in line and "printed here" not in line], "only ours"

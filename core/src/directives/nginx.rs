@@ -27,6 +27,8 @@ pub enum Kind {
     Script,
     /// An entry of the environ.
     Param,
+    /// Least level of the module's own lines.
+    LogLevel,
 }
 
 /// A setting of nginx's upstream machinery.
@@ -74,7 +76,7 @@ macro_rules! directives {
     };
 }
 
-use Kind::{Param, Script, Shared, Upstream};
+use Kind::{LogLevel, Param, Script, Shared, Upstream};
 
 directives! {
     "wsgi_script" "file [mount=/prefix]" "" Content Script,
@@ -103,6 +105,8 @@ directives! {
         "Whether a reload of the server replaces the workers of every group or only of groups whose settings changed.";
     "wsgi_supervisor" "file" "mod-wsgi-rs beside the module" Http Shared("WSGISupervisor"),
         "The program that supervises the workers.";
+    "wsgi_log_level" "error | warn | notice | info | debug" "that of error_log" Http LogLevel,
+        "Least level of what the module, the supervisor and the workers write to the error log, where it is more than error_log itself takes: info shows starts of workers and what applications print.";
     "wsgi_param" "name value [if_not_empty]" "" Location Param,
         "Adds an entry to the environ, after all others; the value may contain variables. Inherited from the outer level only where the inner one has none.";
     "wsgi_buffering" "on | off" "on" Location Upstream(Setting::Buffering),
