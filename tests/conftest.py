@@ -10,7 +10,7 @@ import pytest
 from harness import kinds, product
 from harness import server as servers
 from harness.apache import Apache
-from harness.express import Express
+from harness.express import SERVERS, Express
 from harness.nginx import Nginx
 from harness.plan import Plan
 from harness.server import Server, running
@@ -154,13 +154,21 @@ def _interpreter_copies() -> Iterator[None]:
     product.remove_copies()
 
 
+@pytest.fixture(params=list(SERVERS))
+def web_server(request: pytest.FixtureRequest) -> str:
+    """Each server that express can run, as --server takes it."""
+    if request.param == "nginx" and not product.has_nginx():
+        pytest.skip("no nginx, or no module for it: see `make build`")
+    return request.param
+
+
 @pytest.fixture
-def express() -> Iterator[Callable[..., Express]]:
-    """Makes launchers for one test: `express()`; each is stopped at the end."""
+def express_on() -> Iterator[Callable[..., Express]]:
+    """Makes launchers for one test: `express_on("nginx")`; each is stopped at the end."""
     made: list[Express] = []
 
-    def make(**kw: object) -> Express:
-        made.append(Express(**kw))  # type: ignore[arg-type]
+    def make(server: str | None, **kw: object) -> Express:
+        made.append(Express(server=server, **kw))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -173,3 +181,9 @@ def express() -> Iterator[Callable[..., Express]]:
         one.kill_all()
         one.destroy()
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def express(web_server: str, express_on: Callable[..., Express]) -> Callable[..., Express]:
+    """The same, and the test runs once on each server: `express()`."""
+    return lambda **kw: express_on(**{"server": web_server, **kw})

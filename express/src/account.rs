@@ -5,10 +5,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use std::ffi::CString;
 use std::path::PathBuf;
 
-/// Users that distributions run their web server as, in the order they are looked for.
-const SERVER_USERS: [&str; 5] = ["www-data", "apache", "http", "wwwrun", "httpd"];
-
-/// Who Apache's children and Python run as.
+/// Who the server's processes and Python run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     pub uid: u32,
@@ -23,13 +20,36 @@ pub struct Account {
     pub switched: bool,
 }
 
-/// Decides who serves. `user` and `group` are names or numbers (`1001` or `#1001`).
-pub fn choose(user: Option<&str>, group: Option<&str>) -> Result<Account, Error> {
+impl Account {
+    /// The name of its group, if that has one.
+    pub fn group_name(&self) -> Result<Option<String>, Error> {
+        Ok(Group::from_gid(Gid::from_raw(self.gid))?.map(|g| g.name))
+    }
+
+    /// Refuses an account that a server cannot switch to which knows users and groups by name only, as nginx does.
+    pub fn must_have_names(&self) -> Result<(), Error> {
+        if !self.switched {
+            return Ok(());
+        }
+        let why = "and nginx, started as root, takes users and groups by their names only";
+        if self.name.starts_with('#') {
+            return Err(Error::Account(format!("user {} has no entry, {why}; choose another --user", self.name)));
+        }
+        match self.group_name()? {
+            Some(_) => Ok(()),
+            None => Err(Error::Account(format!("group {} has no entry, {why}; choose another --group", self.gid))),
+        }
+    }
+}
+
+/// Decides who serves. `user` and `group` are names or numbers (`1001` or `#1001`); `usual`: users that distributions run
+/// the server as, in the order they are looked for.
+pub fn choose(user: Option<&str>, group: Option<&str>, usual: &[&str]) -> Result<Account, Error> {
     let root = Uid::effective().is_root();
     let entry = match user {
         Some(text) => find_user(text)?,
         None if !root => User::from_uid(Uid::effective())?.ok_or(Uid::effective().as_raw()),
-        None => Ok(default_user()?),
+        None => Ok(default_user(usual)?),
     };
     let (uid, primary, name, home) = match entry {
         Ok(u) => (u.uid.as_raw(), Some(u.gid.as_raw()), u.name, u.dir),
@@ -61,15 +81,15 @@ pub fn choose(user: Option<&str>, group: Option<&str>) -> Result<Account, Error>
     Ok(Account { uid, gid, groups, name, home, switched: root })
 }
 
-fn default_user() -> Result<User, Error> {
-    for name in SERVER_USERS {
+fn default_user(usual: &[&str]) -> Result<User, Error> {
+    for name in usual {
         if let Some(user) = User::from_name(name)? {
             return Ok(user);
         }
     }
     Err(Error::Account(format!(
         "started as root, and none of the users {} exists; name the user to serve as with --user",
-        SERVER_USERS.join(", ")
+        usual.join(", ")
     )))
 }
 

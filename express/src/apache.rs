@@ -1,10 +1,8 @@
 //! Finds the Apache to run: its binary, the directory of its modules, and which modules must be loaded.
 
-use crate::access::find_on_path;
 use crate::error::Error;
-use mod_wsgi_core::interpreter::is_executable;
+use crate::server::{self, Kind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Names of the binary, by preference.
 const NAMES: [&str; 3] = ["apache2", "httpd", "httpd2"];
@@ -35,6 +33,7 @@ const NEEDED: [&str; 7] = ["unixd", "authz_core", "log_config", "mime", "dir", "
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Apache {
     pub httpd: PathBuf,
+    pub version: String,
     /// `event`, `worker` or `prefork`.
     pub mpm: &'static str,
     /// Modules to load: name without `_module`, and file. Built-in ones are not among them.
@@ -43,59 +42,18 @@ pub struct Apache {
     pub mime_types: Option<PathBuf>,
 }
 
-/// The command that installs Apache on this distribution.
-pub fn install_command() -> &'static str {
-    install_for(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()).0
-}
-
-/// The command that installs Python on this distribution.
-pub fn install_python() -> &'static str {
-    install_for(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()).1
-}
-
-fn install_for(os_release: &str) -> (&'static str, &'static str) {
-    let ids: Vec<&str> = os_release
-        .lines()
-        .filter_map(|l| l.strip_prefix("ID=").or(l.strip_prefix("ID_LIKE=")))
-        .flat_map(|v| v.trim_matches(['"', '\'']).split_whitespace())
-        .collect();
-    let is = |names: &[&str]| ids.iter().any(|id| names.contains(id));
-    if is(&["debian", "ubuntu"]) {
-        ("apt-get install apache2-bin", "apt-get install python3")
-    } else if is(&["fedora", "rhel", "centos"]) {
-        ("dnf install httpd", "dnf install python3")
-    } else if is(&["suse", "opensuse"]) {
-        ("zypper install apache2", "zypper install python3")
-    } else if is(&["arch"]) {
-        ("pacman -S apache", "pacman -S python")
-    } else {
-        ("apt-get install apache2-bin (Debian, Ubuntu) or dnf install httpd (Fedora, RHEL)", "your package manager")
-    }
-}
-
 /// Finds an Apache, or the one named, with everything the configuration needs.
 pub fn find(named: Option<&Path>, modules: Option<&Path>, with_rewrite: bool) -> Result<Apache, Error> {
-    let httpd = match named {
-        Some(path) if is_executable(path) => path.to_path_buf(),
-        Some(path) => {
-            return Err(Error::ApacheUnusable { path: path.into(), why: "it is not an executable file".into() });
-        }
-        None => NAMES
-            .iter()
-            .find_map(|name| find_on_path(name))
-            .or_else(|| {
-                DIRECTORIES.iter().flat_map(|d| NAMES.map(|n| Path::new(d).join(n))).find(|file| is_executable(file))
-            })
-            .ok_or(Error::NoApache { install: install_command() })?,
+    let httpd = server::program(Kind::Apache, named, &NAMES, &DIRECTORIES)?;
+    let ask = |question: &str| server::ask(Kind::Apache, &httpd, question);
+    let said = ask("-v")?;
+    let version = said.lines().find_map(|l| l.trim().strip_prefix("Server version:")).map(str::trim);
+    let Some(number) = version.and_then(|v| v.strip_prefix("Apache/")).filter(|n| n.starts_with("2.4")) else {
+        let why = version.map_or("it does not answer -v as Apache does".to_string(), |v| format!("it is {v}"));
+        return Err(server::unusable(Kind::Apache, &httpd, why));
     };
-    let version = ask(&httpd, "-v")?;
-    if !version.contains("Apache/2.4") {
-        let said = version.lines().find_map(|l| l.trim().strip_prefix("Server version:"));
-        let why = said.map_or("it does not answer -v as Apache does".to_string(), |v| format!("it is {}", v.trim()));
-        return Err(Error::ApacheUnusable { path: httpd, why });
-    }
-    let built_in = ask(&httpd, "-l")?;
-    let root = server_root(&ask(&httpd, "-V")?);
+    let built_in = ask("-l")?;
+    let root = server_root(&ask("-V")?);
     let places: Vec<PathBuf> = match modules {
         Some(dir) => vec![dir.to_path_buf()],
         None => root
@@ -111,7 +69,7 @@ pub fn find(named: Option<&Path>, modules: Option<&Path>, with_rewrite: bool) ->
         module: format!("mod_{name}"),
         httpd: httpd.clone(),
         searched: places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
-        install: install_command(),
+        install: server::install_command(Kind::Apache),
     };
 
     let mut load = Vec::new();
@@ -135,18 +93,8 @@ pub fn find(named: Option<&Path>, modules: Option<&Path>, with_rewrite: bool) ->
         .into_iter()
         .flatten()
         .find(|file| file.is_file());
-    Ok(Apache { httpd, mpm, load, mime_types })
-}
-
-/// What httpd prints for one of its questions. Its exit status is not looked at: `-V` also wants the distribution's
-/// configuration, which need not be there.
-fn ask(httpd: &Path, question: &str) -> Result<String, Error> {
-    let output = Command::new(httpd)
-        .arg(question)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| Error::ApacheUnusable { path: httpd.into(), why: format!("it cannot be run: {e}") })?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let version = number.split_whitespace().next().unwrap_or(number).to_owned();
+    Ok(Apache { version, mpm, load, mime_types, httpd })
 }
 
 fn server_root(compiled_with: &str) -> Option<PathBuf> {
@@ -154,24 +102,9 @@ fn server_root(compiled_with: &str) -> Option<PathBuf> {
     Some(PathBuf::from(line.trim_matches('"')))
 }
 
-/// `mod_wsgi_rs.so`, or as cargo names it `libmod_wsgi_rs.so`, beside this program (links to it resolved).
-pub fn find_own_module() -> Result<PathBuf, Error> {
-    let program = std::env::current_exe().and_then(|p| p.canonicalize()).map_err(Error::io("own path"))?;
-    let candidates = ["mod_wsgi_rs.so", "libmod_wsgi_rs.so"].map(|name| program.with_file_name(name));
-    let searched = candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(", ");
-    candidates.into_iter().find(|c| c.is_file()).ok_or(Error::NoModule { searched })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_the_install_command_of_the_distribution() {
-        assert_eq!(install_for("ID=debian\n").0, "apt-get install apache2-bin");
-        assert_eq!(install_for("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n").0, "dnf install httpd");
-        assert!(install_for("").0.contains("apt-get install apache2-bin"));
-    }
 
     #[test]
     fn reads_the_compiled_root() {

@@ -17,14 +17,16 @@ pub enum Error {
     ApplicationMissing { name: String, why: String },
     #[error("application '{name}' is ambiguous: {why}")]
     ApplicationAmbiguous { name: String, why: String },
-    #[error("Apache is not installed (no apache2 or httpd on PATH or in the usual places); install it with: {install}")]
-    NoApache { install: &'static str },
-    #[error("'{}' is no Apache 2.4: {why}", path.display())]
-    ApacheUnusable { path: PathBuf, why: String },
+    #[error("{server} is not installed (not on PATH or in the usual places); install it with: {install}")]
+    NoServer { server: &'static str, install: &'static str },
+    #[error("no web server can be run. {apache}. {nginx}")]
+    NoServers { apache: Box<Error>, nginx: Box<Error> },
+    #[error("'{}' is no {wanted}: {why}", path.display())]
+    ServerUnusable { path: PathBuf, wanted: &'static str, why: String },
     #[error("Apache's module {module} is neither built into '{}' nor in {searched}; install it with: {install}", httpd.display())]
     ApacheModule { module: String, httpd: PathBuf, searched: String, install: &'static str },
-    #[error("the Apache module mod_wsgi_rs.so is not beside this program; looked for: {searched}")]
-    NoModule { searched: String },
+    #[error("the {server} module {module} is not beside this program; looked for: {searched}{remedy}")]
+    NoModule { server: &'static str, module: &'static str, searched: String, remedy: &'static str },
     #[error(transparent)]
     Interpreter(#[from] mod_wsgi_core::interpreter::Error),
     #[error("no python3 on PATH; install it with: {install}, or name an interpreter with --python")]
@@ -39,8 +41,8 @@ pub enum Error {
     Unreadable { user: String, what: &'static str, path: PathBuf, blocker: PathBuf, mode: u32, remedy: String },
     #[error("{0}")]
     Account(String),
-    #[error("--server nginx is not available yet: nginx; use --server apache")]
-    NotYet,
+    #[error("--{option} is an option of {server} alone and does not go with {other}: {why}")]
+    OtherServer { option: &'static str, server: &'static str, why: &'static str, other: String },
     #[error("{0}")]
     ServerFailed(String),
     #[error("{what}: {source}")]
@@ -70,8 +72,8 @@ impl Error {
             Error::NoApplication => "MWR0601",
             Error::ApplicationMissing { .. } => "MWR0602",
             Error::ApplicationAmbiguous { .. } => "MWR0603",
-            Error::NoApache { .. } => "MWR0604",
-            Error::ApacheUnusable { .. } => "MWR0605",
+            Error::NoServer { .. } | Error::NoServers { .. } => "MWR0604",
+            Error::ServerUnusable { .. } => "MWR0605",
             Error::ApacheModule { .. } => "MWR0606",
             Error::NoModule { .. } => "MWR0607",
             Error::Interpreter(e) => e.code(),
@@ -81,7 +83,6 @@ impl Error {
             Error::Listen { .. } => "MWR0611",
             Error::Unreadable { .. } => "MWR0612",
             Error::Account(_) => "MWR0613",
-            Error::NotYet => "MWR0614",
             Error::ServerFailed(_) => "MWR0615",
             Error::Io { .. } => "MWR0616",
             Error::Value { .. } => "MWR0617",
@@ -89,6 +90,7 @@ impl Error {
             Error::Internal(_) => "MWR0619",
             Error::Hook { .. } => "MWR0640",
             Error::Settings { .. } => "MWR0641",
+            Error::OtherServer { .. } => "MWR0643",
         }
     }
 
@@ -97,7 +99,7 @@ impl Error {
         match self {
             Error::Usage(_)
             | Error::NoApplication
-            | Error::NotYet
+            | Error::OtherServer { .. }
             | Error::Value { .. }
             | Error::Account(_)
             | Error::Settings { .. } => 2,
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn every_code_is_documented() {
         let docs = include_str!("../../docs/errors.md");
-        for n in (600..=619).chain(640..=642) {
+        for n in (600..=613).chain(615..=619).chain(640..=644) {
             assert!(docs.contains(&format!("| MWR0{n} |")), "MWR0{n} is missing in docs/errors.md");
         }
     }

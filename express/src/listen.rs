@@ -4,7 +4,7 @@ use crate::error::Error;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 
-/// Binds every address Apache will bind, and lets go of them again.
+/// Binds every address the server will bind, and lets go of them again.
 pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
     let shown = display(host, port);
     let refuse = |why: String| Error::Listen { address: shown.clone(), why };
@@ -18,7 +18,7 @@ pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
     for address in addresses {
         match TcpListener::bind(address) {
             Ok(_) => {}
-            // A machine without IPv6: Apache then takes IPv4 alone.
+            // A machine without IPv6: the server then takes IPv4 alone.
             Err(e) if host.is_none() && address.is_ipv6() && e.kind() != ErrorKind::AddrInUse => {}
             Err(e) if e.kind() == ErrorKind::AddrInUse => {
                 let by =
@@ -35,6 +35,11 @@ pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether this machine has IPv6.
+pub fn has_ipv6() -> bool {
+    TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok()
 }
 
 /// Host and port as one writes them in a URL and in `Listen`.

@@ -13,13 +13,16 @@ mod helper;
 mod import_check;
 mod limits;
 mod listen;
+mod nginx;
 mod notify;
 mod options;
 mod plan;
 mod process;
 mod render;
 mod root;
+mod server;
 mod sources;
+mod spool;
 mod unit;
 
 use clap::error::ErrorKind;
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
 
 fn cli() -> Command {
     Command::new("mod-wsgi-rs")
-        .about("WSGI hosting inside Apache httpd")
+        .about("WSGI hosting inside Apache httpd and nginx")
         .version(VERSION)
         .subcommand_required(true)
         .arg_required_else_help(true)

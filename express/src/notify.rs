@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Variables that speak of the service itself: Apache and its children must not answer for the launcher.
+/// Variables that speak of the service itself: the server and its children must not answer for the launcher.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 /// How long a reload may take before the service manager is told that it is over.
 const RELOAD: Duration = Duration::from_secs(60);
@@ -63,7 +63,7 @@ impl Manager {
         });
     }
 
-    /// The configuration is being read again; ready once a new generation of Apache has told the supervisor.
+    /// The configuration is being read again; ready once a new generation of the server has told the supervisor.
     pub fn reloading(&self, server_root: &Path) {
         if self.socket.is_none() {
             return;

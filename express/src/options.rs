@@ -1,7 +1,9 @@
 //! The options of `mod-wsgi-rs express`: one table. Parsing, `--help` and docs/express.md come from it; a new option is a
 //! new row here and its use in [`crate::plan`]. Names, meanings and defaults are those of mod_wsgi-express.
 
+use crate::server;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, ValueParser};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use mod_wsgi_core::options::{self as daemon, Express};
 use std::sync::LazyLock;
@@ -82,6 +84,8 @@ pub struct Opt {
     /// Unit of a number; empty = a count.
     pub unit: &'static str,
     pub section: Section,
+    /// The one server it has a meaning for, and why it has none for others.
+    pub only: Option<(server::Kind, &'static str)>,
     pub help: &'static str,
 }
 
@@ -91,7 +95,7 @@ const LEVELS: &[&str] = &[
 ];
 
 const fn opt(name: &'static str, kind: Kind, values: &'static [&'static str], section: Section) -> Opt {
-    Opt { name, kind, values, repeatable: false, default: "", unit: "", section, help: "" }
+    Opt { name, kind, values, repeatable: false, default: "", unit: "", section, only: None, help: "" }
 }
 
 impl Opt {
@@ -105,6 +109,10 @@ impl Opt {
     }
     const fn repeatable(mut self) -> Opt {
         self.repeatable = true;
+        self
+    }
+    const fn only(mut self, server: server::Kind, why: &'static str) -> Opt {
+        self.only = Some((server, why));
         self
     }
     const fn help(mut self, help: &'static str) -> Opt {
@@ -169,8 +177,8 @@ const OWN: &[Opt] = &[
          --max-rss each may grow to its part of nine tenths of the memory. Says what it has chosen.",
     ),
     opt("document-root", Kind::Path, &["DIRECTORY"], Section::Static).default("none").help(
-        "Directory of static files. A URL that names a file in it is answered by Apache, anything else goes to the \
-         application.",
+        "Directory of static files. A URL that names a file in it is answered by the web server, anything else goes to \
+         the application.",
     ),
     opt("url-alias", Kind::Path, &["URL-PATH", "PATH"], Section::Static)
         .repeatable()
@@ -181,10 +189,10 @@ const OWN: &[Opt] = &[
         .help("Largest request body; a larger one is answered with 413. 0 = no limit."),
     opt("user", Kind::Text, &["NAME"], Section::User)
         .default("the distribution's server user when started as root, else the caller")
-        .help("User that Apache's children and Python run as; only root can choose another than its own, never uid 0."),
+        .help("User that the server's processes and Python run as; only root can choose another than its own, never uid 0."),
     opt("group", Kind::Text, &["NAME"], Section::User)
         .default("the user's primary group")
-        .help("Group that Apache's children and Python run as."),
+        .help("Group that the server's processes and Python run as."),
     opt("server-root", Kind::Path, &["DIRECTORY"], Section::Files)
         .default("mod-wsgi-rs-HOST:PORT:UID in $TMPDIR or /tmp")
         .help(
@@ -197,7 +205,7 @@ const OWN: &[Opt] = &[
         .help("Writes the error log to standard error and the access log to standard output instead of files."),
     opt("log-level", Kind::Choice(LEVELS), &["LEVEL"], Section::Files)
         .default("warn")
-        .help("Least level that Apache writes to the error log. Messages of this module and its workers: info at least."),
+        .help("Least level that the web server writes to the error log; nginx has debug for trace1 to trace8. Messages of this module and its workers: info at least."),
     opt("setup-only", Kind::Flag, &[], Section::Server)
         .default("off")
         .help("Writes configuration and start script, says how to start, and ends."),
@@ -206,16 +214,25 @@ const OWN: &[Opt] = &[
         .help("Prints a hardened systemd unit that runs this command line, and ends."),
     opt("httpd-executable", Kind::Path, &["FILE"], Section::Server)
         .default("apache2 or httpd on PATH or in the usual places")
+        .only(server::Kind::Apache, "it names the program of Apache; nginx is named by --nginx-executable")
         .help("Apache to run."),
+    opt("nginx-executable", Kind::Path, &["FILE"], Section::Server)
+        .default("nginx on PATH or in the usual places")
+        .only(server::Kind::Nginx, "it names the program of nginx; Apache is named by --httpd-executable")
+        .help("nginx to run."),
     opt("modules-directory", Kind::Path, &["DIRECTORY"], Section::Server)
         .default("that of the distribution")
+        .only(server::Kind::Apache, "the parts of nginx that express needs are built into nginx")
         .help("Directory of Apache's own modules."),
     opt("include-file", Kind::Path, &["FILE"], Section::Server)
         .repeatable()
-        .help("Further Apache configuration, read at the end of the generated one."),
+        .help(
+            "Further configuration in the words of the web server, read at the end of the generated one; nginx reads it in \
+             its server block.",
+        ),
     opt("server", Kind::Choice(&["auto", "apache", "nginx"]), &["NAME"], Section::Server)
         .default("auto")
-        .help("Web server to run. auto takes Apache; nginx is not available yet."),
+        .help("Web server to run. auto takes Apache if it is installed, else nginx, and says which."),
 ];
 
 /// The option of that name.
@@ -240,6 +257,9 @@ fn full_help(o: &Opt) -> String {
     }
     if let Kind::Daemon(value) = o.kind {
         text.push_str(&format!(" [{value}]"));
+    }
+    if let Some((server, _)) = o.only {
+        text.push_str(&format!(" [{} only]", server.manner().name));
     }
     text
 }
@@ -268,7 +288,7 @@ fn unit(o: &Opt) -> String {
 /// The command line of `express`, built from the table.
 pub fn command(name: &'static str) -> Command {
     let mut command = Command::new(name)
-        .about("Serve a WSGI application through a private Apache")
+        .about("Serve a WSGI application through a private Apache or nginx")
         .after_help("Each option can also be given by a variable: --url-alias by MOD_WSGI_RS_URL_ALIAS.")
         .arg(
             Arg::new("application")
@@ -317,6 +337,10 @@ impl Values<'_> {
     }
     pub fn flag(&self, name: &str) -> bool {
         self.0.get_flag(name)
+    }
+    /// Whether it stands on the command line (or in what counts as one).
+    pub fn is_given(&self, name: &str) -> bool {
+        self.0.value_source(name) == Some(ValueSource::CommandLine)
     }
     /// Text, path or choice; `None`: not given.
     pub fn text(&self, name: &str) -> Option<String> {
@@ -384,6 +408,9 @@ fn document() -> String {
             }
             if o.repeatable {
                 out.push_str("- May be given more than once\n");
+            }
+            if let Some((server, why)) = o.only {
+                out.push_str(&format!("- Server: {} only; {why}\n", server.manner().name));
             }
         }
     }

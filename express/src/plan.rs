@@ -3,11 +3,11 @@
 
 use crate::access::{self, Need, find_on_path};
 use crate::account::{self, Account};
-use crate::apache::{self, Apache};
 use crate::application::{self, Application};
 use crate::error::Error;
 use crate::limits::{self, Fit, Limits};
 use crate::options::Values;
+use crate::server::{self, Kind, Server};
 use mod_wsgi_core::interpreter::{self, Interpreter, RunAs};
 use std::path::{Path, PathBuf};
 
@@ -24,9 +24,7 @@ pub struct UrlAlias {
 pub struct Plan {
     pub application: Application,
     pub interpreter: Interpreter,
-    pub apache: Apache,
-    /// mod_wsgi_rs.so.
-    pub module: PathBuf,
+    pub server: Server,
     pub account: Account,
     pub host: Option<String>,
     pub port: u16,
@@ -59,14 +57,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Resolves the command line. Blocks while interpreter and Apache are asked what they are.
+    /// Resolves the command line. Blocks while interpreter and server are asked what they are.
     pub fn resolve(values: &Values<'_>) -> Result<Plan, Error> {
-        if values.text_or_default("server") == "nginx" {
-            return Err(Error::NotYet);
-        }
+        let wanted = server::wanted(values)?;
         refuse_control_characters(values)?;
         let application = application::choose(&values.applications(), values.text("callable-object").as_deref())?;
-        let account = account::choose(values.text("user").as_deref(), values.text("group").as_deref())?;
         let here = std::env::current_dir().map_err(Error::io("the current directory"))?;
         let directory = |option: &'static str| -> Result<Option<PathBuf>, Error> {
             values.text(option).map(|text| existing(option, &text, Some(true))).transpose()
@@ -85,11 +80,14 @@ impl Plan {
             .collect::<Result<_, _>>()?;
         let host = values.text("host").map(|h| h.trim_matches(['[', ']']).to_string());
         let port = u16::try_from(values.number("port")).map_err(|e| Error::Internal(format!("port: {e}")))?;
-        let named_httpd = values.text("httpd-executable").map(PathBuf::from);
         let modules = directory("modules-directory")?;
-        let apache = apache::find(named_httpd.as_deref(), modules.as_deref(), document_root.is_some())?;
+        let server = server::find(values, wanted, modules.as_deref(), document_root.is_some())?;
+        let users = server.manner().users;
+        let account = account::choose(values.text("user").as_deref(), values.text("group").as_deref(), users)?;
+        if server.kind() == Kind::Nginx {
+            account.must_have_names()?;
+        }
         let interpreter = find_interpreter(values.text("python").as_deref(), &account)?;
-        let module = apache::find_own_module()?;
         let server_root_named = values.text("server-root").is_some();
         let server_root = match values.text("server-root") {
             Some(text) => std::path::absolute(&text).map_err(Error::io(format!("server root '{text}'")))?,
@@ -112,8 +110,7 @@ impl Plan {
             stop_delay: values.number("stop-delay"),
             application,
             interpreter,
-            apache,
-            module,
+            server,
             account,
             host,
             port,
@@ -213,7 +210,7 @@ fn first_reachable_python(account: &Account) -> Result<PathBuf, Error> {
             }
         }
     }
-    Err(refusal.unwrap_or(Error::NoPython { install: apache::install_python() }))
+    Err(refusal.unwrap_or(Error::NoPython { install: server::install_python() }))
 }
 
 /// An absolute path, of a directory (`Some(true)`), a file (`Some(false)`) or either, that exists.
@@ -265,6 +262,10 @@ fn url_aliases(pairs: &[(String, String)]) -> Result<Vec<UrlAlias>, Error> {
     for (url, path) in pairs {
         let url = url_path("--url-alias", url)?;
         let path = existing("url-alias", path, None)?;
+        // The first one that is given wins.
+        if aliases.iter().any(|a: &UrlAlias| a.url == url) {
+            continue;
+        }
         let is_directory = path.is_dir();
         aliases.push(UrlAlias { url, path, is_directory });
     }

@@ -1,4 +1,4 @@
-//! Runs the private Apache as a child in its own process group: signals are passed on, output is passed through, and
+//! Runs the private web server as a child in its own process group: signals are passed on, output is passed through, and
 //! everything ends when it ends. The main thread waits for events; helper threads feed it.
 
 use crate::ctl;
@@ -6,8 +6,10 @@ use crate::error::Error;
 use crate::import_check::Outcome;
 use crate::notify::Manager;
 use crate::plan::Plan;
-use crate::render::httpd::{self, GRACEFUL_SHUTDOWN};
+use crate::render::{self, GRACEFUL_SHUTDOWN, Places};
 use crate::root::ServerRoot;
+use crate::server::{Kind, Manner};
+use crate::spool::Spool;
 use crate::{access, import_check, listen};
 use mod_wsgi_wire::control as ctl_protocol;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -18,7 +20,7 @@ use signal_hook::iterator::Signals;
 use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 /// How long the application may take to its first answer before we say so.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
-/// After the wish to stop, Apache and its workers get the graceful time and this, then SIGTERM, then SIGKILL.
+/// After the wish to stop, the server and its workers get the graceful time and this, then SIGTERM, then SIGKILL.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How much of the end of a log is shown.
@@ -60,7 +62,8 @@ pub fn serve(mut plan: Plan) -> Result<u8, Error> {
     let mut root = ServerRoot::open(&plan.server_root, plan.server_root_named, mode)?;
     if plan.account.switched {
         access::check(&plan.account, &[(access::Need::Pass, root.path.clone())])?;
-        note(&format!("started as root: Apache's children and Python run as {} (see --user)", plan.account.name));
+        let (server, name) = (plan.server.manner().name, &plan.account.name);
+        note(&format!("started as root: {server}'s processes and Python run as {name} (see --user)"));
     }
     let outcome = import_check::run(
         &plan.application,
@@ -85,17 +88,33 @@ pub fn serve(mut plan: Plan) -> Result<u8, Error> {
         }
     }
     let plan = &plan;
-    let configuration = write_files(plan, &root)?;
+    let spool = spool(plan, &root, mode)?;
+    write_files(plan, &root, spool.as_ref().map(|s| s.path.as_path()))?;
     if plan.setup_only {
-        return set_up(plan, &configuration, root);
+        return set_up(plan, root);
     }
     if stop_wanted(&events) {
         return Ok(0);
     }
-    let mut apache = Apache::start(plan, &configuration, sender)?;
-    let outcome = apache.run(plan, &events, &mut root);
-    apache.finish();
+    let mut running = Running::start(plan, sender)?;
+    let outcome = running.run(plan, &events, &mut root);
+    running.finish();
     outcome
+}
+
+/// The directory of the server's temporary files, where it wants one.
+fn spool(plan: &Plan, root: &ServerRoot, mode: u32) -> Result<Option<Spool>, Error> {
+    match plan.server.kind() {
+        Kind::Apache => Ok(None),
+        Kind::Nginx if plan.setup_only => Spool::inside(root, mode).map(Some),
+        Kind::Nginx => {
+            let (spool, why) = Spool::make(root, mode)?;
+            if let Some(why) = why {
+                note(&format!("MWR0644: {why}; bodies and answers for slow clients go to '{}'", spool.path.display()));
+            }
+            Ok(Some(spool))
+        }
+    }
 }
 
 /// A line for the person at the terminal.
@@ -108,40 +127,37 @@ fn stop_wanted(events: &Receiver<Event>) -> bool {
     events.try_iter().any(|e| matches!(e, Event::Signal(SIGINT | SIGTERM | SIGQUIT)))
 }
 
-/// Writes configuration, handler and directory of static files; returns the configuration's path.
-fn write_files(plan: &Plan, root: &ServerRoot) -> Result<PathBuf, Error> {
+/// Writes configuration, handler and directory of static files.
+fn write_files(plan: &Plan, root: &ServerRoot, spool: Option<&Path>) -> Result<(), Error> {
     use crate::application::Application;
     let script = match &plan.application {
         Application::Script { path, .. } => path.clone(),
         Application::Module { module, callable } => {
-            root.write("handler.wsgi", 0o644, &httpd::handler(module, callable))?
+            root.write("handler.wsgi", 0o644, &render::handler(module, callable))?
         }
     };
     let document_root = match &plan.document_root {
         Some(dir) => dir.clone(),
         None => root.directory("htdocs", 0o755)?,
     };
+    let places = Places { script: &script, document_root: &document_root, spool };
     // --setenv values may be secrets: nobody but the caller reads this file.
-    root.write("httpd.conf", 0o600, &httpd::configuration(plan, &script, &document_root)?)
+    root.write(plan.server.manner().configuration, 0o600, &render::configuration(plan, places)?).map(drop)
 }
 
-/// `--setup-only`: has Apache check what was written and says how to start it.
-fn set_up(plan: &Plan, configuration: &Path, mut root: ServerRoot) -> Result<u8, Error> {
-    let script = root.write("apachectl", 0o755, &httpd::start_script(plan)?)?;
-    let output = Command::new(&plan.apache.httpd)
-        .args(["-t", "-f"])
-        .arg(configuration)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(Error::io(format!("cannot run '{}'", plan.apache.httpd.display())))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        return Err(Error::ServerFailed(format!("Apache refuses the configuration: {said}")));
+/// `--setup-only`: has the server check what was written and says how to start it.
+fn set_up(plan: &Plan, mut root: ServerRoot) -> Result<u8, Error> {
+    let manner = plan.server.manner();
+    let script = root.write(manner.control, 0o755, &render::control_script(plan)?)?;
+    if let Some(said) = plan.server.ask(&root.path)? {
+        let remedy = plan.server.remedy(&said).map_or(String::new(), |r| format!("\n{r}"));
+        return Err(Error::ServerFailed(format!("{} refuses the configuration: {said}{remedy}", manner.name)));
     }
     root.keep();
     root.unlock();
     let script = access::shell_quote(&script);
-    println!("Configuration: {}", configuration.display());
+    println!("Server:  {} {} ({})", manner.name, plan.server.version, plan.server.program.display());
+    println!("Configuration: {}", root.path.join(manner.configuration).display());
     println!("Start:   {script} start        (in the foreground: {script} foreground)");
     println!("Stop:    {script} stop         Reload: {script} graceful");
     println!("Then at: {}", plan.url());
@@ -161,8 +177,9 @@ fn watch_signals(sender: Sender<Event>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The running Apache.
-struct Apache {
+/// The running server.
+struct Running {
+    manner: &'static Manner,
     child: Child,
     pid: Pid,
     /// Tells the helper threads that there is nothing to wait for any more.
@@ -171,8 +188,9 @@ struct Apache {
     copiers: Vec<Receiver<()>>,
 }
 
-impl Apache {
-    fn start(plan: &Plan, configuration: &Path, sender: Sender<Event>) -> Result<Apache, Error> {
+impl Running {
+    fn start(plan: &Plan, sender: Sender<Event>) -> Result<Running, Error> {
+        let manner = plan.server.manner();
         let own = std::env::current_exe().map_err(Error::io("own path"))?;
         let mut command = Command::new(own);
         for name in crate::notify::VARIABLES {
@@ -181,21 +199,20 @@ impl Apache {
         let mut child = command
             .arg("tied")
             .arg(std::process::id().to_string())
-            .arg(&plan.apache.httpd)
-            .arg("-f")
-            .arg(configuration)
-            .arg("-DFOREGROUND")
-            // A process group of its own: Ctrl-C reaches the launcher alone, which stops Apache in an orderly way, and a
-            // terminal's resize (SIGWINCH) does not reach Apache, which would take it for "graceful-stop".
+            .arg(&plan.server.program)
+            .args(plan.server.arguments(&plan.server_root))
+            .args(plan.server.foreground())
+            // A process group of its own: Ctrl-C reaches the launcher alone, which stops the server in an orderly way, and a
+            // terminal's resize (SIGWINCH) does not reach it: both servers would take it for an order.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(Error::io("cannot start Apache"))?;
+            .map_err(Error::io(format!("cannot start {}", manner.name)))?;
         let pid = Pid::from_raw(child.id() as i32);
         let over = Arc::new(AtomicBool::new(false));
-        // Pipes, not the launcher's own streams: /dev/stderr can then be opened anew by Apache whatever ours is.
+        // Pipes, not the launcher's own streams: /dev/stderr can then be opened anew by the server whatever ours is.
         let mut copiers = Vec::new();
         if let Some(from) = child.stdout.take() {
             copiers.push(copy(from, std::io::stdout()));
@@ -216,7 +233,7 @@ impl Apache {
             // As above.
             let _ = sender.send(Event::Answered(answer));
         });
-        Ok(Apache { child, pid, over, ended: false, copiers })
+        Ok(Running { manner, child, pid, over, ended: false, copiers })
     }
 
     /// Waits for the end, whoever wants it.
@@ -228,11 +245,18 @@ impl Apache {
         let manager = Manager::find();
         // A wish to stop that waits for --stop-delay.
         let mut held: Option<Instant> = None;
+        // A signal for the server that came before it answered: until it has set its handlers up it would end by it.
+        let mut early: Option<Signal> = None;
+        let mut asked = false;
         loop {
             let event = match held.or(deadline) {
                 Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
+            if matches!(event, Ok(Event::Answered(_))) {
+                asked = true;
+                early.take().into_iter().for_each(|signal| self.signal(signal));
+            }
             match event {
                 Ok(Event::Answered(Ok(status))) => {
                     served = true;
@@ -246,10 +270,11 @@ impl Apache {
                         note(&format!("MWR0622: {why}"));
                     }
                 }
-                Ok(Event::Signal(SIGUSR1)) => self.signal(Signal::SIGUSR1),
+                Ok(Event::Signal(SIGUSR1 | SIGHUP)) if !asked => early = Some(self.manner.reload),
+                Ok(Event::Signal(SIGUSR1)) => self.signal(self.manner.reopen),
                 Ok(Event::Signal(SIGHUP)) if !had_terminal || std::io::stdin().is_terminal() => {
                     manager.reloading(&plan.server_root);
-                    self.signal(Signal::SIGUSR1)
+                    self.signal(self.manner.reload)
                 }
                 Ok(Event::Signal(signal @ (SIGTTIN | SIGTTOU))) => {
                     let by = if signal == SIGTTIN { 1 } else { -1 };
@@ -265,18 +290,16 @@ impl Apache {
                     manager.stopping();
                     // SIGTERM is what a container or service manager sends: running requests may finish.
                     let gently = signal == SIGTERM && wishes == 1;
-                    self.signal(if gently { Signal::SIGWINCH } else { Signal::SIGTERM });
-                    let patience = if gently { Duration::from_secs(GRACEFUL_SHUTDOWN.into()) } else { Duration::ZERO };
-                    deadline = Some(Instant::now() + patience + STOP_PATIENCE);
+                    self.signal(if gently { self.manner.drain } else { self.manner.stop });
+                    deadline = Some(Instant::now() + if gently { self.drain_time() } else { STOP_PATIENCE });
                 }
                 Ok(Event::Ended) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) if held.is_some() => {
                     manager.stopping();
                     held = None;
                     wishes += 1;
-                    self.signal(Signal::SIGWINCH);
-                    let patience = Duration::from_secs(GRACEFUL_SHUTDOWN.into());
-                    deadline = Some(Instant::now() + patience + STOP_PATIENCE);
+                    self.signal(self.manner.drain);
+                    deadline = Some(Instant::now() + self.drain_time());
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     wishes += 1;
@@ -284,7 +307,7 @@ impl Apache {
                         // ESRCH: the group ended in this moment.
                         let _ = killpg(self.pid, Signal::SIGKILL);
                     } else {
-                        self.signal(Signal::SIGTERM);
+                        self.signal(self.manner.stop);
                     }
                     deadline = Some(Instant::now() + STOP_PATIENCE);
                 }
@@ -296,14 +319,18 @@ impl Apache {
         }
         let when = if served { "" } else { " before it served anything" };
         let lines = self.last_words(&plan.server_root.join("error_log"));
-        Err(Error::ServerFailed(format!("Apache ended{when} ({status}){lines}")))
+        // What it has said is on the terminal; asked again, it says it where it can be read.
+        let said = if served { None } else { plan.server.ask(&plan.server_root)? };
+        let remedy = said.and_then(|s| plan.server.remedy(&s)).map_or(String::new(), |r| format!("\n{r}"));
+        Err(Error::ServerFailed(format!("{} ended{when} ({status}){lines}{remedy}", self.manner.name)))
     }
 
     fn announce(&self, plan: &Plan, status: u16) {
         let mut out = std::io::stdout();
         // Standard output may have been closed; serving goes on.
         let _ = writeln!(out, "Serving {} at {}", plan.application.label(), plan.url());
-        let _ = writeln!(out, "{} (Ctrl-C ends it)", plan.interpreter);
+        let (server, version, program) = (self.manner.name, &plan.server.version, plan.server.program.display());
+        let _ = writeln!(out, "{server} {version} ({program}), {} (Ctrl-C ends it)", plan.interpreter);
         if !plan.log_to_terminal {
             let _ = writeln!(out, "Error log: {}", plan.server_root.join("error_log").display());
         }
@@ -316,19 +343,25 @@ impl Apache {
         }
     }
 
+    /// How long it may take to end once it has been told to drain, before it is told to stop.
+    fn drain_time(&self) -> Duration {
+        let drain = Duration::from_secs(GRACEFUL_SHUTDOWN.into());
+        if self.manner.bounds_drain { drain + STOP_PATIENCE } else { drain }
+    }
+
     fn signal(&self, signal: Signal) {
         // ESRCH: it has ended, which the next event says.
         let _ = kill(self.pid, signal);
     }
 
     fn reap(&mut self) -> Result<ExitStatus, Error> {
-        let status = self.child.wait().map_err(Error::io("cannot wait for Apache"))?;
+        let status = self.child.wait().map_err(Error::io(format!("cannot wait for {}", self.manner.name)))?;
         self.ended = true;
         self.drain();
         Ok(status)
     }
 
-    /// Lets the copiers pass on what is still in the pipes; a process that outlives Apache may keep them open.
+    /// Lets the copiers pass on what is still in the pipes; a process that outlives the server may keep them open.
     fn drain(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_millis(500);
@@ -340,14 +373,14 @@ impl Apache {
     /// After an error of ours: nothing keeps running.
     fn finish(&mut self) {
         if !self.ended {
-            self.signal(Signal::SIGTERM);
+            self.signal(self.manner.stop);
             // Bounded by the kill: a child that cannot be waited for is nobody's any more.
             let _ = self.child.wait();
             self.drain();
         }
     }
 
-    /// The end of the error log. What Apache writes before it has one is on standard error already.
+    /// The end of the error log. What the server writes before it has one is on standard error already.
     fn last_words(&self, error_log: &Path) -> String {
         let text = read_tail(error_log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -385,7 +418,7 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
     std::thread::spawn(move || {
         let mut chunk = [0; 8192];
         while let Ok(n @ 1..) = from.read(&mut chunk) {
-            // A closed terminal must not stop Apache from writing.
+            // A closed terminal must not stop the server from writing.
             let _ = to.write_all(&chunk[..n]).and_then(|()| to.flush());
         }
         // Nobody listens when the launcher has not waited.
@@ -405,7 +438,7 @@ fn first_answer(host: Option<&str>, port: u16, path: &str, over: &AtomicBool) ->
     let mut last = "nothing listens".to_string();
     while Instant::now() < deadline {
         if over.load(Ordering::Relaxed) {
-            return Err("Apache has ended".into());
+            return Err("the server has ended".into());
         }
         match ask(host, port, path) {
             Ok(503) => last = "it answers 503".into(),
@@ -435,7 +468,7 @@ fn ask(host: &str, port: u16, path: &str) -> std::io::Result<u16> {
     text.strip_prefix("HTTP/1.1 ").and_then(|s| s.parse().ok()).ok_or_else(|| other("no HTTP answer"))
 }
 
-fn encode(byte: u8) -> String {
+pub fn encode(byte: u8) -> String {
     let plain = byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
     if plain { (byte as char).to_string() } else { format!("%{byte:02X}") }
 }

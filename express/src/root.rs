@@ -4,6 +4,7 @@
 //! only when it is a real directory of the caller that nobody else can write to.
 
 use crate::error::Error;
+use crate::server::Kind;
 use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -66,8 +67,10 @@ impl ServerRoot {
             .map_err(|e| refuse(format!("it cannot be written: {e}")))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| refuse("another mod-wsgi-rs express is using it".into()))?;
-        if let Some(pid) = running_server(&path.join("httpd.pid")) {
-            return Err(refuse(format!("the Apache started from it is still running (process {pid})")));
+        for manner in Kind::ALL.map(Kind::manner) {
+            if let Some(pid) = running_server(&path.join(manner.pid_file), manner.processes) {
+                return Err(refuse(format!("the {} started from it is still running (process {pid})", manner.name)));
+            }
         }
         let after = if created || !named { After::Remove } else { After::Clear };
         Ok(ServerRoot { path: path.into(), lock: Some(lock), after })
@@ -169,11 +172,11 @@ fn judge_existing(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The process of a pid file, when it is a running Apache.
-pub fn running_server(pid_file: &Path) -> Option<u32> {
+/// The process of a pid file, when it is a running server: one whose name begins with one of these.
+fn running_server(pid_file: &Path, names: &[&str]) -> Option<u32> {
     let pid: u32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    ["apache2", "httpd"].iter().any(|known| name.trim().starts_with(known)).then_some(pid)
+    names.iter().any(|known| name.trim().starts_with(known)).then_some(pid)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `--systemd-unit`: a unit that runs the same command line as a service, with what systemd can take away taken away.
 
 use crate::plan::Plan;
-use crate::render::httpd::GRACEFUL_SHUTDOWN;
+use crate::render::GRACEFUL_SHUTDOWN;
 use std::ffi::OsString;
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-"""R9: each example through LoadModule and through express, configured as its README says."""
+"""R9, N5: each example through LoadModule and through express on each server, configured as its README says."""
 
 from __future__ import annotations
 
@@ -62,20 +62,23 @@ def through_module(apache: Callable[..., Apache], name: str) -> Site:
     return Site(server.start().port)
 
 
-def through_express(express: Callable[..., Express], name: str) -> Site:
-    x = express()
+def through_express(express_on: Callable[..., Express], server: str, name: str) -> Site:
+    x = express_on(server)
     example = EXAMPLES[name]
     x.work = place(name, x.work)
     x.start(example.target, "--python", str(product.venv()), *example.options)
     return Site(x.port)
 
 
-@pytest.fixture(params=["LoadModule", "express"])
-def serve(request, apache, express) -> Callable[[str], Site]:
-    """Serves an example by name in one of the two ways."""
+@pytest.fixture(params=["LoadModule", "express-apache", "express-nginx"])
+def serve(request, apache, express_on) -> Callable[[str], Site]:
+    """Serves an example by name in one of the ways there are."""
     if request.param == "LoadModule":
         return lambda name: through_module(apache, name)
-    return lambda name: through_express(express, name)
+    server = request.param.removeprefix("express-")
+    if server == "nginx" and not product.has_nginx():
+        pytest.skip("no nginx, or no module for it: see `make build`")
+    return lambda name: through_express(express_on, server, name)
 
 
 def test_hello(serve) -> None:

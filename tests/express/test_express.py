@@ -88,13 +88,13 @@ def test_options(express) -> None:
     x.write("lib/helper.py", "")
     x.write("docs/page.html", "<p>static</p>")
     x.write("docs/sub.txt", "sub")
-    x.write("extra.conf", "<Location /extra>\nRedirect 410 /extra\n</Location>\n")
+    x.write("extra.conf", x.words.gone)
     (x.work / "elsewhere").mkdir()
     x.start(
         "app.wsgi", "--processes", "2", "--threads", "3", "--callable-object", "other", "--mount-point", "/mounted",
         "--python-path", "lib", "--working-directory", "elsewhere", "--document-root", "docs", "--url-alias", "/alias", "docs",
         "--limit-request-body", "1000", "--setenv", "COLOUR", "blue green", "--include-file", "extra.conf", "--host", "127.0.0.1",
-        "--access-log", "--log-level", "info", "--server", "apache",
+        "--access-log", "--log-level", "info",
     )  # fmt: skip
     v = json.loads(x.get("/mounted/rest").body)
     assert v["callable"] == "other" and v["script_name"] == "/mounted" and v["path_info"] == "/rest"
@@ -130,8 +130,8 @@ def test_setup_only(express) -> None:
     x: Express = express()
     x.write("app.wsgi", HELLO)
     code, text = x.fail("app.wsgi", "--setup-only")
-    assert code == 0 and (x.root / "httpd.conf").exists() and (x.root / "apachectl").exists()
-    assert "apachectl" in text
+    assert code == 0 and x.config() and (x.root / x.words.control).exists()
+    assert x.words.control in text and f"Server:  {x.words.name} " in text
 
 
 def test_server_root_of_200_bytes(express) -> None:
@@ -152,7 +152,7 @@ def test_help() -> None:
     assert done.returncode == 0
     for name in ("host", "port", "processes", "threads", "python", "python-path", "working-directory", "callable-object",
                  "mount-point", "server-root", "user", "group", "document-root", "url-alias", "limit-request-body", "access-log",
-                 "log-to-terminal", "log-level", "setup-only", "setenv", "include-file", "server"):  # fmt: skip
+                 "log-to-terminal", "log-level", "setup-only", "setenv", "include-file", "server", "nginx-executable"):  # fmt: skip
         assert f"--{name}" in done.stdout, name
 
 
@@ -240,12 +240,14 @@ def test_server_root_of_somebody_else(express) -> None:
     assert list(x.root.iterdir()) == [] and os.stat(x.root).st_uid == 12345
 
 
-def test_no_apache(express) -> None:
-    """R8: an Apache that is not there is named."""
+def test_no_server(express) -> None:
+    """R8: a server that is not there is named, or is another program."""
     x: Express = express()
     x.write("app.wsgi", HELLO)
-    code, text = x.fail("app.wsgi", "--httpd-executable", "/nonexistent/apache2")
-    assert code != 0 and "/nonexistent/apache2" in text
+    code, text = x.fail("app.wsgi", x.words.executable, "/nonexistent/server")
+    assert code != 0 and "/nonexistent/server" in text
+    code, text = x.fail("app.wsgi", x.words.executable, "/bin/true")
+    assert code != 0 and f"'/bin/true' is no {x.words.name}" in text
     nothing_left(x)
 
 
@@ -318,10 +320,10 @@ def test_variables(express) -> None:
     x.start("app.wsgi", "--threads", "4")
     v = json.loads(x.get("/").body)
     assert v["multiprocess"] is True
-    config = (x.root / "httpd.conf").read_text()
+    config = x.config()
     assert "processes=2 threads=4 " in config and "threads=3" not in config
-    assert 'SetEnv "SITE" "shop"' in config and 'SetEnv "MOTTO" "open all day"' in config
-    assert "CustomLog" in config
+    assert x.words.setenv("SITE", "shop") in config and x.words.setenv("MOTTO", "open all day") in config
+    assert x.words.access_log in config
     assert x.stop() == 0
 
 

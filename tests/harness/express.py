@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import pwd
@@ -20,10 +21,56 @@ from .wait import Timeout, wait_until
 STRANGER = "games"
 
 
-class Express:
-    """One launcher in a working directory of its own below /tmp. `user` runs it without privileges (tests as root)."""
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What a server calls the things that tests look at."""
 
-    def __init__(self, user: str | None = None, env: dict[str, str] | None = None):
+    configuration: str
+    control: str
+    #: the option that names its program, and how it calls itself
+    executable: str
+    name: str
+    #: further configuration that answers /extra with 410
+    gone: str
+    #: what writes an access log
+    access_log: str
+
+    def setenv(self, key: str, value: str) -> str:
+        """How a variable of the environ stands in the configuration."""
+        return f'SetEnv "{key}" "{value}"' if self.name == "Apache" else f'wsgi_param "{key}" "{value}";'
+
+    def log_level(self, level: str) -> str:
+        """How the level of the error log does."""
+        return f"LogLevel {level}" if self.name == "Apache" else f" {level};"
+
+
+SERVERS = {
+    "apache": Words(
+        "httpd.conf",
+        "apachectl",
+        "--httpd-executable",
+        "Apache",
+        "<Location /extra>\nRedirect 410 /extra\n</Location>\n",
+        "CustomLog",
+    ),
+    "nginx": Words(
+        "nginx.conf",
+        "nginxctl",
+        "--nginx-executable",
+        "nginx",
+        "location /extra { return 410; }\n",
+        "access_log access_log combined;",
+    ),
+}
+
+
+class Express:
+    """One launcher in a working directory of its own below /tmp. `user` runs it without privileges (tests as root).
+    `server`: what it gets as --server where the test names none; None leaves it out."""
+
+    def __init__(self, user: str | None = None, env: dict[str, str] | None = None, server: str | None = "apache"):
+        self.server = server
+        self.words = SERVERS[server or "apache"]
         self.prefix = pathlib.Path(tempfile.mkdtemp(prefix="mwr-x-"))
         self.prefix.chmod(0o755)
         self.work = self.prefix / "work"
@@ -44,6 +91,7 @@ class Express:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self._seen: set[procs.Process] = set()
+        self._spool: pathlib.Path | None = None
 
     def write(self, name: str, text: str) -> pathlib.Path:
         path = self.work / name
@@ -57,6 +105,8 @@ class Express:
             command += ["--port", str(self.port)]
         if root and "--server-root" not in args:
             command += ["--server-root", str(self.root)]
+        if self.server and "--server" not in args:
+            command += ["--server", self.server]
         who: dict[str, object] = {}
         if self.user:
             entry = pwd.getpwnam(self.user)
@@ -101,6 +151,7 @@ class Express:
             raise AssertionError(f"{e}\n{self.output()}\n{self.error_log()}") from None
         assert time.monotonic() < end + 5
         self._seen.update(self.processes())
+        self._spool = self.spool()
         return self
 
     def fail(self, *args: str, root: bool = True, deadline: float = 60.0) -> tuple[int, str]:
@@ -118,6 +169,15 @@ class Express:
 
     def get(self, target: str = "/", **kw: object) -> http.Response:
         return http.fetch(self.port, target, **kw)  # type: ignore[arg-type]
+
+    def config(self) -> str:
+        """The generated configuration."""
+        return (self.root / self.words.configuration).read_text()
+
+    def spool(self) -> pathlib.Path | None:
+        """The directory of the server's temporary files outside of its root, if it has one."""
+        note = self.root / "spool.path"
+        return pathlib.Path(note.read_text()) if note.exists() else None
 
     def error_log(self) -> str:
         return "".join(p.read_text(errors="backslashreplace") for p in self.prefix.glob("root/*error*log*"))
@@ -148,6 +208,8 @@ class Express:
             wait_until(lambda: not self.leftovers(), 15, interval=0.05)
         except Timeout:
             raise AssertionError("left: " + "\n".join(map(str, self.leftovers()))) from None
+        killed = self.process and self.process.returncode == -signal.SIGKILL
+        assert killed or not (self._spool and self._spool.exists()), f"left: {self._spool}"
 
     def leftovers(self) -> list[procs.Process]:
         return sorted({p for p in self._seen if p.alive()} | set(self.processes()), key=lambda p: p.pid)
@@ -156,5 +218,7 @@ class Express:
         procs.kill_tree(self.process, self.leftovers)
 
     def destroy(self) -> None:
+        if self._spool:
+            shutil.rmtree(self._spool, ignore_errors=True)
         self._claim.release()
         shutil.rmtree(self.prefix, ignore_errors=True)
