@@ -163,6 +163,7 @@ pub struct Request<'a> {
     /// Inline body.
     pub body: &'a [u8],
     environ: &'a [u8],
+    noted: [Option<&'a [u8]>; NOTED.len()],
 }
 
 /// The key of an environ entry.
@@ -171,6 +172,35 @@ pub enum Key<'a> {
     /// Index into [`keys::NAMES`], never 0.
     Known(u8),
     Named(&'a [u8]),
+}
+
+/// Keys that a worker asks for by name, in each request: their values are noted while all entries are checked.
+const NOTED: [u8; 7] = [
+    keys::REQUEST_METHOD,
+    keys::REQUEST_URI,
+    keys::SCRIPT_NAME,
+    keys::PATH_INFO,
+    keys::SCRIPT_FILENAME,
+    keys::MW_CALLABLE_OBJECT,
+    keys::MW_HANDLER_SCRIPT,
+];
+
+/// Where [`NOTED`] has `id`.
+#[inline]
+fn note(id: u8) -> Option<usize> {
+    const PLACES: [u8; 256] = {
+        let mut places = [u8::MAX; 256];
+        let mut i = 0;
+        while i < NOTED.len() {
+            places[NOTED[i] as usize] = i as u8;
+            i += 1;
+        }
+        places
+    };
+    match PLACES[id as usize] {
+        u8::MAX => None,
+        place => Some(place as usize),
+    }
 }
 
 /// Decodes a REQUEST. All entries are checked here, so that [`Request::entries`] cannot fail.
@@ -199,12 +229,17 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
         return Err(Error::Value { at: 24 });
     }
     let mut e = Cursor { buf: environ, at: 0 };
+    let mut noted = [None; NOTED.len()];
     for _ in 0..entries {
-        entry(&mut e).map_err(|e| shift(e, REQUEST_FIXED))?;
+        if let (Key::Known(id), value) = entry(&mut e).map_err(|e| shift(e, REQUEST_FIXED))?
+            && let Some(place) = note(id)
+        {
+            noted[place] = Some(value);
+        }
     }
     e.done().map_err(|e| shift(e, REQUEST_FIXED))?;
     let row = RowRef { slot_generation, row, row_generation, client };
-    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, no_file, timeout, body, environ })
+    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, no_file, timeout, body, environ, noted })
 }
 
 fn shift(e: Error, by: usize) -> Error {
@@ -269,6 +304,9 @@ impl<'a> Request<'a> {
 
     /// The last value of the known key `id`.
     pub fn get(&self, id: u8) -> Option<&'a [u8]> {
+        if let Some(place) = note(id) {
+            return self.noted[place];
+        }
         self.entries().filter(|(k, _)| *k == Key::Known(id)).map(|(_, v)| v).last()
     }
 }

@@ -173,6 +173,19 @@ proptest! {
         prop_assert_eq!(entries, r.entries);
     }
 
+    #[test]
+    fn a_value_in_pieces_is_the_value(pieces in prop::collection::vec(bytes(20), 0..5)) {
+        let parts: Vec<&[u8]> = pieces.iter().map(|p| &p[..]).collect();
+        let (mut split, mut whole) = (Vec::new(), Vec::new());
+        let mut b = RequestBuilder::new(&mut split, 0);
+        b.known_parts(keys::MW_REQUEST_ID, &parts);
+        b.finish(Body::Inline(0)).unwrap();
+        let mut b = RequestBuilder::new(&mut whole, 0);
+        b.known(keys::MW_REQUEST_ID, &pieces.concat());
+        b.finish(Body::Inline(0)).unwrap();
+        prop_assert_eq!(split, whole);
+    }
+
     /// What a worker keeps of one request holds for the next: equal bytes are equal entries.
     #[test]
     fn the_beginning_of_an_environ_is_its_constant_entries(

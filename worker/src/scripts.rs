@@ -39,15 +39,9 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     pub fn of(request: &Request<'a>) -> Target<'a> {
-        let (mut script, mut handler, mut callable) = (None, None, None);
-        for (key, value) in request.entries() {
-            match key {
-                mod_wsgi_wire::decode::Key::Known(keys::SCRIPT_FILENAME) => script = Some(value),
-                mod_wsgi_wire::decode::Key::Known(keys::MW_HANDLER_SCRIPT) => handler = Some(value),
-                mod_wsgi_wire::decode::Key::Known(keys::MW_CALLABLE_OBJECT) => callable = Some(value),
-                _ => {}
-            }
-        }
+        let get = |id| request.get(id);
+        let (script, handler) = (get(keys::SCRIPT_FILENAME), get(keys::MW_HANDLER_SCRIPT));
+        let callable = get(keys::MW_CALLABLE_OBJECT);
         let script = handler.filter(|h| !h.is_empty()).or(script).unwrap_or_default();
         Target { script, callable: callable.filter(|c| !c.is_empty()).unwrap_or(b"application") }
     }
