@@ -10,16 +10,15 @@ import threading
 
 import pytest
 
-from harness.apache import Apache
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import Timeout, wait_until
 
 pytestmark = pytest.mark.ours
-ALIAS = "WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}\n"
-both = pytest.mark.parametrize("mpm", ["event", "prefork"])
 
 
-def server(apache, options: str = "", processes: int = 2, **kw) -> Apache:
-    one = apache(f"WSGIDaemonProcess g processes={processes} threads=3 {options}\n{ALIAS}", **kw)
+def server(serve, options: str = "", processes: int = 2) -> Server:
+    one = serve(Plan(f"processes={processes} threads=3 {options}"))
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     return one
 
@@ -31,7 +30,7 @@ def in_background(call) -> list:
     return out
 
 
-def kill_supervisor(one: Apache) -> None:
+def kill_supervisor(one: Server) -> None:
     """SIGKILL, and waits until another one answers."""
     one.expect_log("MWR0301")
     (old,) = one.helpers("supervise")
@@ -47,17 +46,16 @@ def kill_supervisor(one: Apache) -> None:
     wait_until(answers, 20, "it answers")
 
 
-def slow_start(one: Apache) -> None:
+def slow_start(one: Server) -> None:
     """From now on workers become ready when the test says so."""
     text = (one.apps / "life.wsgi").read_text()
     gate = "import os, time\nwhile not os.path.exists('{scratch}/gate'):\n    time.sleep(0.02)\n"
     one.write("life.wsgi", gate + text)
 
 
-@both
-def test_a_long_request_ends_well(apache, mpm: str) -> None:
+def test_a_long_request_ends_well(serve) -> None:
     """L6: a request that runs 5 s in a worker whose supervisor dies gets its answer; the worker then goes."""
-    one = server(apache, mpm=mpm)
+    one = server(serve)
     before = one.ready()
     slow = in_background(lambda: one.get("/sleep?5", timeout=20))
     wait_until(lambda: any(w["running"] for w in one.workers()))
@@ -71,11 +69,10 @@ def test_a_long_request_ends_well(apache, mpm: str) -> None:
     assert len(one.log.wait(r"left by a former supervisor, has ended \(graceful_signal\): exit code 0", count=2)) == 2
 
 
-@both
-def test_what_it_says_arrives(apache, mpm: str) -> None:
+def test_what_it_says_arrives(serve) -> None:
     """L9: records of an old worker that belong to no request reach the log through the new supervisor, and status shows
     what it runs."""
-    one = server(apache, "startup-timeout=60", processes=1, mpm=mpm)
+    one = server(serve, "startup-timeout=60", processes=1)
     (old,) = one.ready()
     one.log.allow("said-by-the-old")
     late = in_background(lambda: one.get("/wait?speak", timeout=30))
@@ -95,10 +92,9 @@ def test_what_it_says_arrives(apache, mpm: str) -> None:
     wait_until(lambda: old not in {w["pid"] for w in one.workers()}, 20)
 
 
-@both
-def test_why_it_died_is_told(apache, mpm: str) -> None:
+def test_why_it_died_is_told(serve) -> None:
     """L9: an old worker that crashes: signal and requests under way, in the log and in status."""
-    one = server(apache, "startup-timeout=60", processes=1, mpm=mpm)
+    one = server(serve, "startup-timeout=60", processes=1)
     (old,) = one.ready()
     lost = in_background(lambda: one.get("/wait?never", timeout=30))
     wait_until(lambda: any(w["running"] for w in one.workers()))
@@ -113,10 +109,9 @@ def test_why_it_died_is_told(apache, mpm: str) -> None:
     wait_until(lambda: one.get("/").status == 200, 20)
 
 
-@both
-def test_broken_code_leaves_the_old_serving(apache, mpm: str) -> None:
+def test_broken_code_leaves_the_old_serving(serve) -> None:
     """L5, L6: the code on disk has been broken meanwhile: the workers of the dead supervisor serve on."""
-    one = server(apache, mpm=mpm)
+    one = server(serve)
     before = one.ready()
     good = (one.apps / "life.wsgi").read_text()
     one.expect_log("MWR0308")
@@ -132,10 +127,9 @@ def test_broken_code_leaves_the_old_serving(apache, mpm: str) -> None:
     assert one.get("/").status == 200
 
 
-@pytest.mark.parametrize("mpm", ["event", pytest.param("prefork", marks=pytest.mark.long)])
-def test_they_serve_as_long_as_it_takes(apache, mpm: str) -> None:
+def test_they_serve_as_long_as_it_takes(serve) -> None:
     """L6: new workers that need longer than orphan-timeout (10 s) to start: the old ones serve all the time."""
-    one = server(apache, "startup-timeout=60", mpm=mpm)
+    one = server(serve, "startup-timeout=60")
     before = one.ready()
     slow_start(one)
     kill_supervisor(one)
@@ -146,10 +140,9 @@ def test_they_serve_as_long_as_it_takes(apache, mpm: str) -> None:
     wait_until(lambda: len(one.ready()) == 2 and not one.ready() & before, 20)
 
 
-@pytest.mark.parametrize("mpm", ["event", pytest.param("prefork", marks=pytest.mark.long)])
-def test_nobody_left(apache, mpm: str) -> None:
+def test_nobody_left(serve) -> None:
     """L6: keeper and supervisor are killed: the workers end their requests and themselves after orphan-timeout."""
-    one = server(apache, "graceful-timeout=30", mpm=mpm)
+    one = server(serve, "graceful-timeout=30")
     one.log.allow("MWR0")
     workers = [p for p in one.processes() if p.pid in one.ready()]
     assert len(workers) == 2
@@ -163,9 +156,9 @@ def test_nobody_left(apache, mpm: str) -> None:
     wait_until(lambda: one.get("/").status == 200, 20, "nothing of the old is in the way of a new keeper")
 
 
-def test_many_of_them(apache) -> None:
+def test_many_of_them(serve) -> None:
     """DESIGN 2: also forty workers are handed over."""
-    one = server(apache, "", processes=40)
+    one = server(serve, "", processes=40)
     before = one.ready()
     kill_supervisor(one)
     assert len([w for w in one.workers() if w["former"]]) > 0
