@@ -188,6 +188,11 @@ impl Pool {
             self.workers.values().any(|o| o.slot != slot && o.state == State::Ready && ok(o)) || left()
         };
         if let Some(((script, _), error)) = errors.iter().find(|(key, _)| served(key)) {
+            if self.workers.get(&slot).is_some_and(|w| w.epoch != self.epoch) {
+                // The code has changed again meanwhile: that this version fails says nothing of the next.
+                self.exit(slot, now, "script_reload");
+                return;
+            }
             let text =
                 format!("MWR0308: {name} is not reloaded, {script:?} cannot be loaded; the old code goes on: {error}");
             if !(self.blocked && self.refusal == *error) {
