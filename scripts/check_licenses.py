@@ -14,6 +14,8 @@ ALLOWED = {
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    # Public domain; it waives no patents and asks for nothing, so it goes with Apache-2.0. notify has it.
+    "CC0-1.0",
     "ISC",
     "MIT",
     "Unicode-3.0",

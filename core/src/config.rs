@@ -391,6 +391,8 @@ pub fn resolve(o: &GroupOptions, s: &Surroundings) -> Result<Group, GroupError> 
         recycle: o.recycle.clone(),
         minimum_processes: o.minimum_processes.unwrap_or(0),
         strict_reloading: o.strict_reloading,
+        reload_on_changes: o.reload_on_changes,
+        reload_extra_files: o.reload_extra_files.clone(),
         deadlines: Deadlines {
             request: o.request_timeout.unwrap_or(defaults::REQUEST_TIMEOUT),
             interrupt: o.interrupt_timeout.unwrap_or(defaults::INTERRUPT_TIMEOUT),

@@ -37,6 +37,9 @@ pub struct GroupOptions {
     /// When workers are replaced.
     pub recycle: Recycle,
     pub strict_reloading: bool,
+    pub reload_on_changes: bool,
+    /// Absolute.
+    pub reload_extra_files: Vec<String>,
     pub request_timeout: Option<f64>,
     pub interrupt_timeout: Option<f64>,
     pub deadlock_timeout: Option<f64>,
@@ -100,7 +103,7 @@ impl OptionSpec {
 
     /// Whether it may be given more than once.
     pub fn repeatable(&self) -> bool {
-        matches!(self.name, "env" | "env-file" | "health-check-path" | "python-path")
+        matches!(self.name, "env" | "env-file" | "health-check-path" | "python-path" | "reload-extra-file")
     }
 
     /// Whether `value` may be given; the error says what may.
@@ -301,6 +304,10 @@ options! {
         |o, v| { o.recycle.virtual_memory_limit = bytes(v)?; Ok(()) };
     "script-reloading" "on or strict" "on" Same, "What a request gets that comes with a changed script (WSGIScriptReloading On): the old code until the new one is ready, or strict: it waits for the new one."
         |o, v| { o.strict_reloading = match v { "on" => false, "strict" => true, _ => return Err("must be on or strict".to_owned()) }; Ok(()) };
+    "reload-on-changes" "On or Off" "Off" No, "For development: new code is loaded when a file it came from changes, or one named by reload-extra-file or `mod_wsgi.track_changes(path)`; see docs/reliability.md."
+        |o, v| { o.reload_on_changes = switch(v)?; Ok(()) };
+    "reload-extra-file" "file or directory" "none" No, "With reload-on-changes: watched too, for example a template or settings file; a directory: files that come, go or are replaced in it. May be given again."
+        |o, v| { o.reload_extra_files.push(absolute(v)?); Ok(()) };
     "reload-surge" "0..500" "1" Same, "Workers that may run besides the wanted number while others are replaced. 0 = the old one ends first, and requests wait."
         |o, v| { o.recycle.surge = whole(v, 0, 500)? as u16; Ok(()) };
 }
@@ -348,6 +355,9 @@ pub fn parse(words: &[String]) -> Result<GroupOptions, String> {
     }
     if options.python.is_some() && options.python_home.is_some() {
         return Err(format!("WSGIDaemonProcess {name}: python= and python-home= exclude each other"));
+    }
+    if !options.reload_extra_files.is_empty() && !options.reload_on_changes {
+        return Err(format!("WSGIDaemonProcess {name}: reload-extra-file= needs reload-on-changes=On"));
     }
     Ok(options)
 }
@@ -450,6 +460,15 @@ mod tests {
         assert!(
             ["8..2", "0..3", "2..", "..", "2..501"].iter().all(|b| parse_text(&format!("x processes={b}")).is_err())
         );
+    }
+
+    #[test]
+    fn files_are_watched_only_where_changes_reload() {
+        let o = parse_text("x reload-on-changes=on reload-extra-file=/a reload-extra-file=/b").unwrap();
+        assert!(o.reload_on_changes && o.reload_extra_files == ["/a", "/b"]);
+        assert!(parse_text("x reload-extra-file=/a").unwrap_err().contains("needs reload-on-changes"));
+        assert!(parse_text("x reload-on-changes=on reload-extra-file=a").is_err());
+        assert!(!parse_text("x").unwrap().reload_on_changes);
     }
 
     #[test]

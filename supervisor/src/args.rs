@@ -20,6 +20,7 @@ pub enum Internal {
     Keeper(StartKeeper),
     Supervise,
     ExecWorker,
+    Watch,
 }
 
 /// What a command line is wrong about.
@@ -45,6 +46,7 @@ pub fn parse(args: &[OsString]) -> Option<Result<Internal, Error>> {
         "keeper" => flags(rest).map(Internal::Keeper),
         "supervise" => none(rest).map(|()| Internal::Supervise),
         "exec-worker" => none(rest).map(|()| Internal::ExecWorker),
+        "watch" => none(rest).map(|()| Internal::Watch),
         _ => return None,
     })
 }

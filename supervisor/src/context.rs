@@ -11,6 +11,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::process::Child;
 
 /// Pipes kept open for descendants of dead workers.
 const MAX_STRAYS: usize = 64;
@@ -39,6 +40,8 @@ pub struct Context {
     pub oom_kills: Option<u64>,
     /// Output of processes that outlive their worker: subprocesses that inherited its stdout or stderr.
     pub strays: Vec<Output>,
+    /// Watchers that were told to end.
+    pub ended: Vec<Child>,
 }
 
 impl Context {

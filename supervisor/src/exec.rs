@@ -101,7 +101,7 @@ fn open_at(path: &Path, flags: OFlag) -> Result<OwnedFd, Error> {
 }
 
 /// Adds 200 to the score, so that a worker is killed before the server is.
-fn raise_oom_score() -> std::io::Result<()> {
+pub(crate) fn raise_oom_score() -> std::io::Result<()> {
     let path = "/proc/self/oom_score_adj";
     let now: i32 = std::fs::read_to_string(path)?.trim().parse().unwrap_or(0);
     std::fs::write(path, (now + 200).min(1000).to_string())
@@ -129,7 +129,7 @@ fn restore_descriptor_limit() {
 }
 
 /// Groups, gid, uid, in this order; then a check that root cannot come back.
-fn take_user(group: &Group) -> Result<(), Error> {
+pub(crate) fn take_user(group: &Group) -> Result<(), Error> {
     let (uid, gid) = (Uid::from_raw(group.uid), Gid::from_raw(group.gid));
     if uid.is_root() {
         return Err(Error::Root(group.name.clone()));

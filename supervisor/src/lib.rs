@@ -2,7 +2,8 @@
 //! drains and replaces workers) and `exec-worker` (becomes a group's Python). The binary `mod-wsgi-rs` calls
 //! [`internal`] before it looks at people's subcommands; nothing here runs in the web server's processes.
 //!
-//! Each of these processes has one thread: poll(2), signals through a pipe, deadlines. Exit codes are 0, 1 and 70 only:
+//! Each of these processes has one thread: poll(2), signals through a pipe, deadlines. (A group with reload-on-changes,
+//! which is for development, has one process more, `watch`; it has threads.) Exit codes are 0, 1 and 70 only:
 //! httpd and nginx read meanings into others.
 #![deny(unsafe_code)]
 
@@ -29,6 +30,8 @@ mod status;
 mod supervise;
 mod sys;
 mod timer;
+mod watch;
+mod watching;
 mod worker;
 
 pub use args::StartKeeper;
@@ -54,6 +57,7 @@ pub fn internal(args: &[OsString]) -> Option<u8> {
         Ok(args::Internal::Keeper(a)) => keeper_main(a),
         Ok(args::Internal::Supervise) => supervise_main(),
         Ok(args::Internal::ExecWorker) => exec_worker_main(),
+        Ok(args::Internal::Watch) => watch_main(),
         Err(e) => {
             say(&format!("mod-wsgi-rs: internal command: {e}"));
             EXIT_INTERNAL
@@ -97,6 +101,17 @@ pub fn supervise_main() -> u8 {
 pub fn exec_worker_main() -> u8 {
     guarded(|| match exec::run() {
         Ok(never) => match never {},
+        Err(e) => {
+            say(&e.to_string());
+            EXIT_FAILURE
+        }
+    })
+}
+
+/// The process that watches a group's files; its standard input is the supervisor's socket. Returns when that closes.
+pub fn watch_main() -> u8 {
+    guarded(|| match watch::run() {
+        Ok(()) => EXIT_OK,
         Err(e) => {
             say(&e.to_string());
             EXIT_FAILURE

@@ -148,6 +148,7 @@ impl Pool {
             FromWorker::Deadlocked => self.deadlocked(slot, now, cx),
             FromWorker::Evict => self.make_due(slot, "eviction_signal", "it was asked to make way", cx),
             FromWorker::Spent => self.spent(slot, cx),
+            FromWorker::Files { files } => self.watch_files(files, cx),
             FromWorker::Touched { script, mtime } => self.touched(slot, script, mtime, cx),
         }
     }

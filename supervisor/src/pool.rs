@@ -8,6 +8,7 @@ use crate::held::{POOL, PoolRecord, ProcessId};
 use crate::recover::Foreign;
 use crate::rundir::SocketDir;
 use crate::timer::seconds;
+use crate::watching::Watching;
 use crate::worker::{State, Worker};
 use crate::{rundir, sys};
 use mod_wsgi_scoreboard::{ClientId, PoolState, Shape, SlotState, Table};
@@ -106,6 +107,7 @@ pub struct Pool {
     next_sweep: Instant,
     pub last_exit: String,
     pub demand: Demand,
+    pub watching: Watching,
     /// It has been said that memory allows no further worker.
     pub short_of_memory: bool,
     /// Workers started so far.
@@ -180,6 +182,7 @@ impl Pool {
             next_sweep: now,
             last_exit: String::new(),
             demand: Demand::new(now),
+            watching: Watching::new(),
             short_of_memory: false,
             starts: 0,
             dirty: true,
@@ -342,6 +345,7 @@ impl Pool {
         self.step_stuck(cx);
         self.step_beats(now, cx, &mut next);
         self.step_demand(now, cx, &mut next);
+        self.step_watching(now, cx, &mut next);
         self.step_size(now, cx);
         if let Some(until) = self.backoff.until(now) {
             next = next.min(until);

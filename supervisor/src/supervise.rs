@@ -14,7 +14,7 @@ use crate::pool::{Ending, Pool};
 use crate::recover::Left;
 use crate::rundir::{self, RunDir};
 use crate::worker::record_key;
-use crate::{WORKER_DIR_VARIABLE, sys, timer};
+use crate::{WORKER_DIR_VARIABLE, sys, timer, watching};
 use mod_wsgi_scoreboard::ClientId;
 use mod_wsgi_wire::frame::Level;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -102,6 +102,7 @@ enum Source {
     /// A worker of a former supervisor.
     Former(u32, u16),
     Output(u32, u16),
+    Watcher(u32),
     Stray,
 }
 
@@ -203,6 +204,7 @@ impl Supervisor {
             descriptors: None,
             oom_kills: crate::memory::oom_kills(),
             strays: Vec::new(),
+            ended: Vec::new(),
         };
         let mut s = Supervisor {
             cx,
@@ -388,6 +390,9 @@ impl Supervisor {
             }
         }
         for (id, pool) in &self.pools {
+            if let Some((fd, write)) = pool.watching.connection() {
+                add(&mut set, Source::Watcher(*id), fd, write);
+            }
             for (slot, w) in &pool.workers {
                 if let Some(c) = &w.control {
                     add(&mut set, Source::Control(*id, *slot), c.as_fd(), c.pending() > 0);
@@ -420,6 +425,7 @@ impl Supervisor {
                 for pool in self.pools.values_mut() {
                     pool.reap(now, &mut self.cx);
                 }
+                watching::reap(&mut self.cx);
             }
             Source::Keeper => self.read_keeper(now),
             Source::Listener => self.accept(now),
@@ -434,6 +440,11 @@ impl Supervisor {
             Source::Former(pool, slot) => {
                 if let Some(p) = self.pools.get_mut(&pool) {
                     p.read_foreign(slot, now, &mut self.cx);
+                }
+            }
+            Source::Watcher(pool) => {
+                if let Some(p) = self.pools.get_mut(&pool) {
+                    p.read_watcher(now, &mut self.cx);
                 }
             }
             Source::Output(pool, slot) => {

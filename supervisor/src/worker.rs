@@ -214,6 +214,7 @@ impl Worker {
                 graceful_timeout: group.graceful_timeout,
                 orphan_timeout: ORPHAN_TIMEOUT,
                 strict_reloading: group.strict_reloading,
+                reload_on_changes: group.reload_on_changes,
                 request_timeout: group.deadlines.request,
                 interrupt_timeout: group.deadlines.interrupt,
                 deadlock_timeout: group.deadlines.deadlock,

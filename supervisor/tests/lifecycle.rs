@@ -119,6 +119,8 @@ impl House {
             deadlines: Deadlines::default(),
             strict_reloading: false,
             minimum_processes: 0,
+            reload_on_changes: false,
+            reload_extra_files: Vec::new(),
         }
     }
 

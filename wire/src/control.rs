@@ -104,6 +104,11 @@ pub struct Group {
     /// Workers of the %{GLOBAL} pool when there is little to do; `processes` when there is much. 0 = always `processes`.
     #[serde(default)]
     pub minimum_processes: u16,
+    /// New code is loaded when a file it came from changes, or one of the others.
+    #[serde(default)]
+    pub reload_on_changes: bool,
+    #[serde(default)]
+    pub reload_extra_files: Vec<String>,
 }
 
 /// Deadlines of requests and of the interpreter, seconds; 0 = none.
@@ -330,8 +335,41 @@ pub enum FromWorker {
     Deadlocked,
     /// It has been asked (SIGUSR1) to make way for another.
     Evict,
+    /// Files its code came from, or that the application has named, as far as they have not been told yet; with the
+    /// modification time of what was loaded, microseconds since the epoch, 0 where that is not known.
+    Files { files: Vec<(String, u64)> },
     /// A log record that belongs to no request.
     Log { level: Level, text: String },
+}
+
+/// Supervisor to the process that watches the files of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ToWatcher {
+    /// The group whose user it is to be; the first message, and the only one of its kind.
+    Begin { group: Box<Group> },
+    /// Absolute paths to watch besides those it has got before, as in [`FromWorker::Files`].
+    Watch { files: Vec<(String, u64)> },
+}
+
+/// What it says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum FromWatcher {
+    /// These files are there in another version than when they were last looked at.
+    Changed { changes: Vec<Change> },
+    /// Some files are looked at from time to time, since the system tells nothing of their changes.
+    Polls { why: String },
+}
+
+/// A file that has changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub path: String,
+    /// Modification time, microseconds since the epoch.
+    pub mtime: u64,
+    /// It is one of those to watch; otherwise a source file beside them, which code that cannot be loaded may have missed.
+    pub watched: bool,
 }
 
 /// A message that cannot be sent or understood.

@@ -53,6 +53,9 @@ pub struct WorkerPlan {
     /// Requests that come with a newer script wait for the workers that have loaded it.
     #[serde(default)]
     pub strict_reloading: bool,
+    /// Reports which files its code came from ([`crate::control::FromWorker::Files`]).
+    #[serde(default)]
+    pub reload_on_changes: bool,
     /// Requests after which it reports [`crate::control::FromWorker::Spent`]; 0 = never.
     #[serde(default)]
     pub maximum_requests: u64,

@@ -452,6 +452,7 @@ prop_compose! {
                 request: deadlines[0], interrupt: deadlines[1], deadlock: deadlines[2], eviction: deadlines[3],
             },
             strict_reloading: bits[0], minimum_processes: numbers[0] / 2,
+            reload_on_changes: bits[1], reload_extra_files: Vec::new(),
         }
     }
 }
@@ -522,6 +523,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             error
         }),
         (".{0,20}", any::<u64>()).prop_map(|(script, mtime)| FromWorker::Touched { script, mtime }),
+        vec((".{0,20}", any::<u64>()), 0..4).prop_map(|files| FromWorker::Files { files }),
         Just(FromWorker::Spent),
         Just(FromWorker::Deadlocked),
         Just(FromWorker::Evict),

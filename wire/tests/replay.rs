@@ -306,6 +306,8 @@ fn group() -> Group {
         deadlines: Deadlines { request: 60.0, deadlock: 300.0, ..Deadlines::default() },
         strict_reloading: false,
         minimum_processes: 0,
+        reload_on_changes: true,
+        reload_extra_files: vec!["/srv/blog/site.toml".into()],
     }
 }
 
@@ -361,6 +363,7 @@ fn controls() -> Vec<Seed> {
             interrupt_timeout: 0.0,
             deadlock_timeout: 300.0,
             strict_reloading: false,
+            reload_on_changes: true,
             maximum_requests: 1040,
             health_check_path: vec!["/live".into()],
             fds: WorkerFds { control: 3, table: 4, listener: 5, journal: 7, worker_dir: 6 },
@@ -411,6 +414,7 @@ fn controls() -> Vec<Seed> {
         said("ready", &FromWorker::Ready { python: "3.11.2".into() }),
         said("loaded", &loaded),
         said("touched", &FromWorker::Touched { script: "/srv/blog/app.wsgi".into(), mtime: 1 }),
+        said("files", &FromWorker::Files { files: vec![("/srv/blog/app.wsgi".into(), 1), (String::new(), 0)] }),
         said("log", &FromWorker::Log { level: Level::Crit, text: "\u{0}\r\n".into() }),
         worker("drain", control::encode(&ToWorker::Drain).unwrap()),
         worker("exit", control::encode(&ToWorker::Exit { timeout: 5.0, reason: "restart".into() }).unwrap()),

@@ -50,6 +50,7 @@ fn start(py: Python<'_>, plan_fd: i32) -> PyResult<Bound<'_, PyDict>> {
     d.set_item("home", &plan.home)?;
     d.set_item("python_path", &plan.python_path)?;
     d.set_item("shutdown_timeout", plan.shutdown_timeout)?;
+    d.set_item("reload_on_changes", plan.reload_on_changes)?;
     let preload = PyList::empty(py);
     for p in plan.preload.iter().filter(|p| p.group == plan.group && p.application == plan.application) {
         preload.append((&p.script, &p.callable))?;
@@ -87,17 +88,27 @@ fn loaded(script: String, callable: String, mtime: u64, error: Option<String>) -
     Ok(())
 }
 
-/// Waits in the main thread until something wants Python's attention: a signal (its handlers have then run, and the
-/// answer is `None`) or the order to end (its reason).
+/// Tells the supervisor of files whose changes bring new code, with the modification times of what was loaded
+/// (microseconds, 0 = not known).
 #[pyfunction]
-fn wait(py: Python<'_>) -> PyResult<Option<String>> {
+fn files(files: Vec<(String, u64)>) -> PyResult<()> {
+    shared()?.tell(&FromWorker::Files { files });
+    Ok(())
+}
+
+/// Waits in the main thread until something wants Python's attention: a signal (its handlers have then run, and the
+/// answer is `None`), the end of `timeout` milliseconds (likewise) or the order to end (its reason).
+#[pyfunction]
+#[pyo3(signature = (timeout = None))]
+fn wait(py: Python<'_>, timeout: Option<u16>) -> PyResult<Option<String>> {
     let shared = shared()?;
     if let Some(exit) = shared.exit() {
         return Ok(Some(exit.reason));
     }
     py.detach(|| {
         // An interruption is as good as an event.
-        let _ = poll(&mut [PollFd::new(shared.wake_main.1.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        let timeout = timeout.map_or(PollTimeout::NONE, PollTimeout::from);
+        let _ = poll(&mut [PollFd::new(shared.wake_main.1.as_fd(), PollFlags::POLLIN)], timeout);
         let mut drop = [0; 256];
         let _ = nix::unistd::read(&shared.wake_main.1, &mut drop);
     });
@@ -197,6 +208,7 @@ fn _worker(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(listen, m)?)?;
     m.add_function(wrap_pyfunction!(ready, m)?)?;
     m.add_function(wrap_pyfunction!(loaded, m)?)?;
+    m.add_function(wrap_pyfunction!(files, m)?)?;
     m.add_function(wrap_pyfunction!(wait, m)?)?;
     m.add_function(wrap_pyfunction!(request_exit, m)?)?;
     m.add_function(wrap_pyfunction!(evict, m)?)?;

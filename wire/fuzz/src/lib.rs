@@ -225,12 +225,14 @@ pub mod control_to_supervisor {
 
 /// The control socket of a worker, both directions, and the plan it starts with.
 pub mod control_from_worker {
-    use mod_wsgi_wire::control::{FromWorker, ToWorker};
+    use mod_wsgi_wire::control::{FromWatcher, FromWorker, ToWatcher, ToWorker};
     use mod_wsgi_wire::plan::ExecPlan;
 
     pub fn run(data: &[u8]) {
         super::control::<FromWorker>(data);
         super::control::<ToWorker>(data);
+        super::control::<FromWatcher>(data);
+        super::control::<ToWatcher>(data);
         super::control::<ExecPlan>(data);
     }
 }

@@ -2,7 +2,7 @@
 
 import sys
 
-from . import _worker, events
+from . import _worker, events, files
 
 # The mod_wsgi whose interface this is.
 VERSION = (6, 1, 1)
@@ -111,6 +111,7 @@ def install(plan):
         subscribe_shutdown=events.subscribe_shutdown,
         subscribe_signals=events.subscribe_signals,
         request_data=_worker.request_data,
+        track_changes=files.track_changes,
         __getattr__=__getattr__,
     )
     sys.modules["mod_wsgi"] = module

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from . import _worker, api, events, mainthread, report, scripts, streams
+from . import _worker, api, events, files, mainthread, report, scripts, streams
 
 # Signal on which the stacks of all threads are written to descriptor 2, also while C code holds the GIL.
 STACKS = _worker.stacks_signal()
@@ -55,6 +55,8 @@ class Worker:
             _signal.signal(number, self.on_signal)
         os.register_at_fork(after_in_child=self.after_fork)
         api.install(plan)
+        if plan["reload_on_changes"]:
+            files.begin()
         _worker.configure(
             file_wrapper=api.FileWrapper,
             load=scripts.load,
@@ -130,7 +132,8 @@ class Worker:
     def wait(self):
         while True:
             try:
-                reason = _worker.wait()
+                files.report()
+                reason = _worker.wait(files.interval)
             except BaseException as error:
                 report.internal(error, "a signal handler")
                 continue

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from . import _worker, api, report
+from . import _worker, api, files, report
 
 # Seconds for which a failure is the answer without a new try.
 RETRY = 1.0
@@ -43,6 +43,7 @@ def load(script, callable_name):
                 return False
             finally:
                 api.adopt_logging()
+                files.report()
         first = callable_name.partition(".")[0]
         error = None
         if first not in entry.namespace:
@@ -62,6 +63,7 @@ def preload(script, callable_name):
 
 
 def _failed(entry, name, callable_name, error):
+    files.report(error)
     text = report.text_of(error)
     repeated = text == entry.failure
     entry.failure = text
@@ -91,6 +93,7 @@ def _execute(name):
     with open(name, "rb") as f:
         mtime = os.fstat(f.fileno()).st_mtime_ns // 1000
         source = f.read()
+    files.loaded(name, mtime)
     # Bytes, so that the script's encoding cookie counts; nothing of this file's own flags.
     code = compile(source, name, "exec", dont_inherit=True)
     module = type(sys)(module_name(name))
