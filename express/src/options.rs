@@ -176,6 +176,14 @@ const OWN: &[Opt] = &[
          has processors, 1 to 4, and as its memory holds at 1.3 times what the application needs once loaded; without \
          --max-rss each may grow to its part of nine tenths of the memory. Says what it has chosen.",
     ),
+    opt("reload-on-changes", Kind::Flag, &[], Section::Life).default("off").help(
+        "For development: new code is loaded when a file it came from changes. The error log goes to the terminal, as with \
+         --log-to-terminal.",
+    ),
+    opt("reload-extra-file", Kind::Path, &["PATH"], Section::Life).repeatable().help(
+        "With --reload-on-changes: a further file to watch, for example a template or settings file; of a directory, the \
+         files that come, go or are replaced in it.",
+    ),
     opt("document-root", Kind::Path, &["DIRECTORY"], Section::Static).default("none").help(
         "Directory of static files. A URL that names a file in it is answered by the web server, anything else goes to \
          the application.",

@@ -47,6 +47,8 @@ pub struct Plan {
     pub limit_request_body: u64,
     pub access_log: bool,
     pub log_to_terminal: bool,
+    /// Code that changes is loaded anew.
+    pub reload_on_changes: bool,
     pub log_level: String,
     pub setenv: Vec<(String, String)>,
     pub include_files: Vec<PathBuf>,
@@ -93,6 +95,24 @@ impl Plan {
             Some(text) => std::path::absolute(&text).map_err(Error::io(format!("server root '{text}'")))?,
             None => default_server_root(host.as_deref(), port),
         };
+        let reload_on_changes = values.flag("reload-on-changes");
+        let mut daemon = values.daemon();
+        if reload_on_changes {
+            daemon.push(("reload-on-changes", "on".to_owned()));
+        }
+        for file in values.texts("reload-extra-file") {
+            if !reload_on_changes {
+                let why = "needs --reload-on-changes".to_owned();
+                return Err(Error::Value { option: "--reload-extra-file", value: file, why });
+            }
+            let path = existing("reload-extra-file", &file, None)?;
+            let path = path.to_str().ok_or_else(|| Error::Value {
+                option: "--reload-extra-file",
+                value: file.clone(),
+                why: "must be UTF-8".to_owned(),
+            })?;
+            daemon.push(("reload-extra-file", path.to_owned()));
+        }
         let plan = Plan {
             mount_point: url_path("--mount-point", &values.text_or_default("mount-point"))?,
             url_aliases: url_aliases(&values.pairs("url-alias"))?,
@@ -100,10 +120,11 @@ impl Plan {
             processes: values.given_number("processes"),
             threads: values.number("threads"),
             container_limits: values.flag("container-limits"),
-            daemon: values.daemon(),
+            daemon,
             limit_request_body: values.number("limit-request-body"),
             access_log: values.flag("access-log"),
-            log_to_terminal: values.flag("log-to-terminal"),
+            log_to_terminal: values.flag("log-to-terminal") || reload_on_changes,
+            reload_on_changes,
             log_level: values.text_or_default("log-level"),
             setup_only: values.flag("setup-only"),
             systemd_unit: values.flag("systemd-unit"),
@@ -237,6 +258,7 @@ fn option_name(option: &'static str) -> &'static str {
         "include-file" => "--include-file",
         "modules-directory" => "--modules-directory",
         "url-alias" => "--url-alias",
+        "reload-extra-file" => "--reload-extra-file",
         other => other,
     }
 }

@@ -331,6 +331,9 @@ impl Running {
         let _ = writeln!(out, "Serving {} at {}", plan.application.label(), plan.url());
         let (server, version, program) = (self.manner.name, &plan.server.version, plan.server.program.display());
         let _ = writeln!(out, "{server} {version} ({program}), {} (Ctrl-C ends it)", plan.interpreter);
+        if plan.reload_on_changes {
+            let _ = writeln!(out, "Loads new code when files change: for development");
+        }
         if !plan.log_to_terminal {
             let _ = writeln!(out, "Error log: {}", plan.server_root.join("error_log").display());
         }
