@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import threading
+import time
 from collections.abc import Callable
+
+import pytest
 
 from harness import inspect
 from harness.nginx import Nginx
-from harness.wait import wait_until
+from harness.wait import Timeout, wait_until
 
 SITE = "location / { wsgi_script {apps}/inspect.wsgi; wsgi_process_group blog; }"
 GROUP = "wsgi_daemon_process blog processes=2 threads=5;"
@@ -232,3 +236,26 @@ def test_a_level_of_its_own(nginx: Callable[..., Nginx]) -> None:
         log = (server.logs / "quiet.log").read_text()
         assert ("printed here" in log) is shown, log
         assert not [line for line in log.splitlines() if "[info]" in line and "printed here" not in line], "only ours"
+
+
+def test_connect_timeout(nginx: Callable[..., Nginx]) -> None:
+    """L4: a worker that cannot be connected is tried for connect-timeout, then 503; in time it is served."""
+    server = nginx(
+        "location / { wsgi_script {apps}/paced.wsgi; wsgi_process_group one; }",
+        http_config="wsgi_daemon_process one processes=1 threads=2 connect-timeout=2;",
+    )
+    wait_until(lambda: server.ready("one"))
+    [path] = [pathlib.Path(s) for s in server.sockets() if pathlib.Path(s).name[0].isdigit()]
+    away = path.rename(path.with_name("away"))
+    server.expect_log("MWR0209")
+    began = time.monotonic()
+    r = server.get("/pid", timeout=10)
+    assert r.status == 503 and 1.9 < time.monotonic() - began < 5
+    answers: list[int] = []
+    waiting = threading.Thread(target=lambda: answers.append(server.get("/pid", timeout=10).status))
+    waiting.start()
+    with pytest.raises(Timeout):
+        wait_until(lambda: answers, 0.7)
+    away.rename(path)
+    waiting.join(10)
+    assert answers == [200]
