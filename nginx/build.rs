@@ -96,6 +96,13 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let (source, objs) = tree(&out);
     let dirs = includes(&source, &objs);
+    // nginx can be configured without its cache; then the settings have no place in its structures.
+    println!("cargo:rustc-check-cfg=cfg(nginx_cache)");
+    let header = objs.join("ngx_auto_config.h");
+    let config = fs::read_to_string(&header).unwrap_or_else(|e| panic!("{}: {e}", header.display()));
+    if config.lines().any(|l| l.split_whitespace().take(2).eq(["#define", "NGX_HTTP_CACHE"])) {
+        println!("cargo:rustc-cfg=nginx_cache");
+    }
 
     let mut cc = cc::Build::new();
     cc.file("c_shim/shim.c").std("gnu99").warnings(true).extra_warnings(true).warnings_into_errors(true);

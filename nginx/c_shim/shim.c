@@ -120,9 +120,12 @@ unsigned mwr_port(struct sockaddr *sa)
     return sa ? ngx_inet_get_port(sa) : 0;
 }
 
-void mwr_unset_limit_rate(ngx_http_upstream_conf_t *c)
+char *mwr_set_limit_rate(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
-    c->limit_rate = 0;
+    const ngx_http_upstream_conf_t *c = NULL;
+
+    return _Generic(c->limit_rate, size_t: ngx_conf_set_size_slot, default: ngx_http_set_complex_value_size_slot)(
+        cf, cmd, conf);
 }
 
 void mwr_force_reinit(ngx_http_upstream_t *u)

@@ -49,8 +49,8 @@ ngx_msec_t mwr_now(void);
 int mwr_is_stored(const ngx_http_upstream_t *u);
 /* ngx_inet_get_port with NULL allowed. */
 unsigned mwr_port(struct sockaddr *sa);
-/* limit_rate of an upstream's configuration is a size or a complex value by release: unset, none. */
-void mwr_unset_limit_rate(ngx_http_upstream_conf_t *c);
+/* The setter of limit_rate, which is a size or a complex value by release. */
+char *mwr_set_limit_rate(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 /* Prepares the reset that ngx_http_upstream_connect does for a request that is sent again. */
 void mwr_force_reinit(ngx_http_upstream_t *u);
 /* ngx_free_chain */

@@ -6,24 +6,23 @@ use crate::handler;
 use crate::peer;
 use crate::pool::{Pool, bytes};
 use crate::process::Generation;
+use crate::settings;
 use crate::sys;
 use mod_wsgi_core::config::{DirConfig, Selector, ServerConfig};
 use mod_wsgi_wire::control::Preload;
 use mod_wsgi_wire::frame::Level;
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::rc::Rc;
 
 /// `NGX_CONF_ERROR`
 pub const ERROR: *mut c_char = usize::MAX as *mut c_char;
 /// `NGX_CONF_UNSET`: of request buffering, the group decides.
 pub const UNSET: sys::ngx_flag_t = sys::NGX_CONF_UNSET as sys::ngx_flag_t;
-const UNSET_UINT: sys::ngx_uint_t = sys::ngx_uint_t::MAX;
-const UNSET_SIZE: usize = usize::MAX;
-const UNSET_MSEC: sys::ngx_msec_t = sys::ngx_msec_t::MAX;
-/// `NGX_CONF_BITMASK_SET`
-const BITMASK_SET: sys::ngx_uint_t = 1;
+pub const UNSET_UINT: sys::ngx_uint_t = sys::ngx_uint_t::MAX;
+pub const UNSET_SIZE: usize = usize::MAX;
+pub const UNSET_MSEC: sys::ngx_msec_t = sys::ngx_msec_t::MAX;
 
 /// Settings of the http block, and the run time once there is one.
 #[derive(Default)]
@@ -35,6 +34,10 @@ pub struct Main {
     pub scripts: Vec<(Preload, String)>,
     /// wsgi_log_level.
     pub log_level: Option<Level>,
+    /// The caches that wsgi_cache_path has declared: an array of pointers that nginx fills.
+    pub caches: Option<NonNull<sys::ngx_array_t>>,
+    /// Where nginx has the two variables that say what is to be asked of an expired response.
+    pub conditions: Option<[sys::ngx_int_t; 2]>,
     /// Made in init_module.
     pub generation: Option<Rc<Generation>>,
 }
@@ -82,6 +85,12 @@ pub struct Location {
     /// wsgi_next_upstream as configured; nginx's own mask lets every case through, and the row decides.
     pub next_upstream: sys::ngx_uint_t,
     server: sys::ngx_http_upstream_srv_conf_t,
+    /// wsgi_cache: on or off. The zone is in `upstream`, or a value with variables.
+    pub cache: Option<bool>,
+    /// Null: the default key.
+    pub cache_key: *mut sys::ngx_http_complex_value_t,
+    /// wsgi_store: on or off.
+    pub store: Option<bool>,
     pub dir: DirConfig,
     pub script: Option<Rc<Script>>,
     pub params: Option<Rc<Vec<Param>>>,
@@ -124,48 +133,27 @@ unsafe extern "C" fn create_main(cf: *mut sys::ngx_conf_t) -> *mut c_void {
 unsafe extern "C" fn create_location(cf: *mut sys::ngx_conf_t) -> *mut c_void {
     callback("create_loc_conf", null_mut(), || {
         // SAFETY: nginx's structures of numbers and pointers, for which all zero is a value; nginx's modules make them so.
-        let (mut u, server): (sys::ngx_http_upstream_conf_t, sys::ngx_http_upstream_srv_conf_t) =
+        let (mut upstream, server): (sys::ngx_http_upstream_conf_t, sys::ngx_http_upstream_srv_conf_t) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        u.buffering = UNSET;
-        u.request_buffering = UNSET;
-        u.ignore_client_abort = UNSET;
-        u.intercept_errors = UNSET;
-        u.pass_request_headers = 1;
-        u.pass_request_body = 1;
-        u.next_upstream_tries = UNSET_UINT;
-        u.connect_timeout = UNSET_MSEC;
-        u.send_timeout = UNSET_MSEC;
-        u.read_timeout = UNSET_MSEC;
-        u.next_upstream_timeout = UNSET_MSEC;
-        u.buffer_size = UNSET_SIZE;
-        u.busy_buffers_size_conf = UNSET_SIZE;
-        u.max_temp_file_size_conf = UNSET_SIZE;
-        u.temp_file_write_size_conf = UNSET_SIZE;
-        u.hide_headers = usize::MAX as *mut sys::ngx_array_t;
-        u.pass_headers = usize::MAX as *mut sys::ngx_array_t;
-        u.set_change_buffering(1);
-        u.module = crate::pool::constant(c"wsgi");
-        // SAFETY: the record is ours; the shim writes one field whose type differs by release.
-        unsafe { sys::mwr_unset_limit_rate(&raw mut u) };
-        let location = Location {
-            upstream: u,
+        upstream.set_change_buffering(1);
+        upstream.module = crate::pool::constant(c"wsgi");
+        let mut location = Location {
+            upstream,
             next_upstream: 0,
             server,
+            cache: None,
+            cache_key: null_mut(),
+            store: None,
             dir: DirConfig::default(),
             script: None,
             params: None,
             route: Rc::default(),
         };
+        settings::begin(&mut location);
         // SAFETY: as in `create_main`.
         let pool = unsafe { Pool::new((*cf).pool) };
         pool.own(location).map_or(null_mut(), |p| p.cast())
     })
-}
-
-fn error(cf: *mut sys::ngx_conf_t, text: &str) -> *mut c_char {
-    // SAFETY: nginx passes a live configuration; the text is read during the call.
-    unsafe { sys::mwr_conf_error(cf, text.as_ptr().cast(), text.len()) };
-    ERROR
 }
 
 /// The http block's settings while the configuration is being read.
@@ -188,14 +176,27 @@ pub fn place(cf: *mut sys::ngx_conf_t) -> String {
 unsafe extern "C" fn merge_location(cf: *mut sys::ngx_conf_t, outer: *mut c_void, inner: *mut c_void) -> *mut c_char {
     callback("merge_loc_conf", ERROR, || {
         // SAFETY: nginx passes two values that `create_location` made; they differ.
-        let (outer, inner) = unsafe { (&*outer.cast::<Location>(), &mut *inner.cast::<Location>()) };
-        match merge_upstream(cf, outer, inner) {
+        let (outer, inner) = unsafe { (&mut *outer.cast::<Location>(), &mut *inner.cast::<Location>()) };
+        match settings::merge(cf, outer, inner) {
             Ok(()) => {}
-            Err(text) => return if text.is_empty() { ERROR } else { error(cf, &text) },
+            Err(text) => return if text.is_empty() { ERROR } else { fail(cf, &text) },
         }
-        inner.dir = outer.dir.merged(&inner.dir);
+        // All fields, so that none is forgotten; the first six are nginx's upstream settings, which have been merged.
+        let Location {
+            upstream: _,
+            next_upstream: _,
+            server: _,
+            cache: _,
+            cache_key: _,
+            store: _,
+            dir,
+            script: _,
+            params,
+            route: _,
+        } = &*outer;
+        inner.dir = dir.merged(&inner.dir);
         if inner.params.is_none() {
-            inner.params = outer.params.clone();
+            inner.params = params.clone();
         }
         inherit_script(cf, outer, inner);
         if let Some(script) = inner.script.clone() {
@@ -203,7 +204,7 @@ unsafe extern "C" fn merge_location(cf: *mut sys::ngx_conf_t, outer: *mut c_void
             inner.upstream.upstream = &raw mut inner.server;
             match route(&inner.dir, &script) {
                 Ok(route) => inner.route = Rc::new(route),
-                Err(text) => return error(cf, &text),
+                Err(text) => return fail(cf, &text),
             }
             let r = &inner.route;
             let preload = Preload {
@@ -259,110 +260,46 @@ fn route(d: &DirConfig, script: &Script) -> Result<Route, String> {
     })
 }
 
-fn or<T: Copy + PartialEq>(inner: &mut T, outer: T, unset: T, default: T) {
-    if *inner == unset {
-        *inner = if outer == unset { default } else { outer };
+/// The arguments of the directive under way, without its name.
+pub fn words<'c>(cf: *mut sys::ngx_conf_t) -> Vec<&'c [u8]> {
+    // SAFETY: nginx passes a live configuration; its arguments are an array of strings in the configuration's pool.
+    unsafe {
+        let args = &*(*cf).args;
+        let all = std::slice::from_raw_parts(args.elts.cast::<sys::ngx_str_t>(), args.nelts);
+        all.iter().skip(1).map(bytes).collect()
     }
 }
 
-/// The rules of nginx's own upstream modules. An empty error: nginx has said what is wrong.
-fn merge_upstream(cf: *mut sys::ngx_conf_t, outer: &Location, inner: &mut Location) -> Result<(), String> {
-    // SAFETY: an integer that nginx sets at its start.
-    let page = unsafe { sys::ngx_pagesize };
-    let (o, i) = (&outer.upstream, &mut inner.upstream);
-    or(&mut i.buffering, o.buffering, UNSET, 1);
-    or(&mut i.request_buffering, o.request_buffering, UNSET, UNSET);
-    or(&mut i.ignore_client_abort, o.ignore_client_abort, UNSET, 0);
-    or(&mut i.intercept_errors, o.intercept_errors, UNSET, 0);
-    or(&mut i.next_upstream_tries, o.next_upstream_tries, UNSET_UINT, 0);
-    or(&mut i.connect_timeout, o.connect_timeout, UNSET_MSEC, 60_000);
-    or(&mut i.send_timeout, o.send_timeout, UNSET_MSEC, 60_000);
-    or(&mut i.read_timeout, o.read_timeout, UNSET_MSEC, 60_000);
-    or(&mut i.next_upstream_timeout, o.next_upstream_timeout, UNSET_MSEC, 0);
-    or(&mut i.buffer_size, o.buffer_size, UNSET_SIZE, page);
-    if i.bufs.num == 0 {
-        i.bufs = if o.bufs.num == 0 { sys::ngx_bufs_t { num: 8, size: page } } else { o.bufs };
-    }
-    if i.bufs.num < 2 {
-        return Err("there must be at least 2 wsgi_buffers".to_owned());
-    }
-    let size = i.buffer_size.max(i.bufs.size);
-    or(&mut i.busy_buffers_size_conf, o.busy_buffers_size_conf, UNSET_SIZE, UNSET_SIZE);
-    i.busy_buffers_size = if i.busy_buffers_size_conf == UNSET_SIZE { 2 * size } else { i.busy_buffers_size_conf };
-    let largest = "the maximum of wsgi_buffer_size and one of the wsgi_buffers";
-    if i.busy_buffers_size < size {
-        return Err(format!("wsgi_busy_buffers_size must be equal to or greater than {largest}"));
-    }
-    if i.busy_buffers_size > (i.bufs.num as usize - 1) * i.bufs.size {
-        return Err("wsgi_busy_buffers_size must be less than the size of all wsgi_buffers minus one buffer".to_owned());
-    }
-    or(&mut i.temp_file_write_size_conf, o.temp_file_write_size_conf, UNSET_SIZE, UNSET_SIZE);
-    i.temp_file_write_size =
-        if i.temp_file_write_size_conf == UNSET_SIZE { 2 * size } else { i.temp_file_write_size_conf };
-    if i.temp_file_write_size < size {
-        return Err(format!("wsgi_temp_file_write_size must be equal to or greater than {largest}"));
-    }
-    or(&mut i.max_temp_file_size_conf, o.max_temp_file_size_conf, UNSET_SIZE, UNSET_SIZE);
-    i.max_temp_file_size = if i.max_temp_file_size_conf == UNSET_SIZE { 1 << 30 } else { i.max_temp_file_size_conf };
-    if i.max_temp_file_size != 0 && i.max_temp_file_size < size {
-        return Err(format!(
-            "wsgi_max_temp_file_size must be 0, which disables temporary files, or equal to or greater than {largest}"
-        ));
-    }
-    if i.ignore_headers == 0 {
-        i.ignore_headers = if o.ignore_headers == 0 { BITMASK_SET } else { o.ignore_headers };
-    }
-    if inner.next_upstream == 0 {
-        inner.next_upstream = if outer.next_upstream == 0 { BITMASK_SET } else { outer.next_upstream };
-    }
-    if inner.next_upstream & sys::NGX_HTTP_UPSTREAM_FT_OFF as sys::ngx_uint_t != 0 {
-        inner.next_upstream = BITMASK_SET;
-    }
-    // Everything may go on to the next worker as far as nginx is concerned; `peer::free` decides by the row.
-    i.next_upstream = !(sys::NGX_HTTP_UPSTREAM_FT_OFF as sys::ngx_uint_t);
-    merge_paths(cf, o, i)
+pub fn fail(cf: *mut sys::ngx_conf_t, text: &str) -> *mut c_char {
+    // SAFETY: a live configuration; the text is read during the call.
+    unsafe { sys::mwr_conf_error(cf, text.as_ptr().cast(), text.len()) };
+    ERROR
 }
 
-/// Headers of nginx's own that are not for clients, as in its uwsgi module.
-const HIDDEN: [sys::ngx_str_t; 6] = [
-    crate::pool::constant(c"X-Accel-Expires"),
-    crate::pool::constant(c"X-Accel-Redirect"),
-    crate::pool::constant(c"X-Accel-Limit-Rate"),
-    crate::pool::constant(c"X-Accel-Buffering"),
-    crate::pool::constant(c"X-Accel-Charset"),
-    sys::ngx_str_t { len: 0, data: null_mut() },
-];
+/// A location's settings, for one setter.
+///
+/// # Safety
+/// `conf` is what nginx passes to a setter of a location: made by `create_location`, nobody else has it.
+pub unsafe fn location<'c>(conf: *mut c_void) -> &'c mut Location {
+    // SAFETY: see above.
+    unsafe { &mut *conf.cast() }
+}
 
-fn merge_paths(
-    cf: *mut sys::ngx_conf_t,
-    o: &sys::ngx_http_upstream_conf_t,
-    i: &mut sys::ngx_http_upstream_conf_t,
-) -> Result<(), String> {
-    // SAFETY: a constant of the shim, NUL-terminated.
-    let near = unsafe { std::ffi::CStr::from_ptr((&raw const sys::mwr_uwsgi_temp_path).cast()) };
-    let name = near.to_string_lossy().replace("uwsgi", "wsgi");
-    // SAFETY: nginx passes a live configuration; everything handed over lives in its pool or during the call (nginx
-    // copies the default path's name, and the list of hidden headers).
+/// A value with variables, compiled; nginx says what is wrong with it.
+pub fn compile(cf: *mut sys::ngx_conf_t, text: &[u8]) -> Option<*mut sys::ngx_http_complex_value_t> {
+    // SAFETY: nginx passes a live configuration; the compiled value and the text lie in its pool. All zero is how nginx's
+    // own modules begin this record.
     unsafe {
         let pool = Pool::new((*cf).pool);
-        let mut init =
-            sys::ngx_path_init_t { name: pool.string(name.as_bytes()).ok_or_else(String::new)?, level: [1, 2, 0] };
-        if !sys::ngx_conf_merge_path_value(cf, &raw mut i.temp_path, o.temp_path, &raw mut init).is_null() {
-            return Err(String::new());
+        let mut value = pool.string(text)?;
+        let compiled = pool.zeroed::<sys::ngx_http_complex_value_t>();
+        if compiled.is_null() {
+            return None;
         }
-        let mut hash = sys::ngx_hash_init_t {
-            hash: null_mut(),
-            key: None,
-            max_size: 512,
-            bucket_size: 64,
-            name: c"wsgi_hide_headers_hash".as_ptr().cast_mut(),
-            pool: null_mut(),
-            temp_pool: null_mut(),
-        };
-        let (hidden, outer) = (HIDDEN.as_ptr().cast_mut(), std::ptr::from_ref(o).cast_mut());
-        if sys::ngx_http_upstream_hide_headers_hash(cf, i, outer, hidden, &raw mut hash) != 0 {
-            return Err(String::new());
-        }
+        let mut ccv: sys::ngx_http_compile_complex_value_t = std::mem::zeroed();
+        ccv.cf = cf;
+        ccv.value = &raw mut value;
+        ccv.complex_value = compiled;
+        (sys::ngx_http_compile_complex_value(&raw mut ccv) == 0).then_some(compiled)
     }
-    Ok(())
 }

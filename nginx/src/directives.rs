@@ -1,17 +1,18 @@
 //! nginx's command table, made from the table in core.
 #![allow(unsafe_code)]
 
-use crate::config::{ERROR, Location, Param, Script, Value, main_of, place};
+use crate::config::{ERROR, Param, Script, Value, compile, fail, location, main_of, place, words};
 use crate::guard::callback;
 use crate::handler;
 use crate::pool::{Pool, bytes, constant};
+use crate::settings::{self, Reading, Set};
 use crate::sys;
 use mod_wsgi_core::config::ServerConfig;
-use mod_wsgi_core::directives::nginx::{Kind, NGINX, Place, Setting, spoken};
+use mod_wsgi_core::directives::nginx::{Kind, NGINX, Place, spoken};
 use mod_wsgi_core::directives::{self, Target};
 use mod_wsgi_core::options;
 use mod_wsgi_wire::frame::Level;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
 use std::ptr::null_mut;
 use std::rc::Rc;
@@ -39,10 +40,7 @@ const END: sys::ngx_command_t = sys::ngx_command_t {
 /// For a module without directives.
 pub static NONE: Commands<1> = Commands([END]);
 
-type Set = unsafe extern "C" fn(*mut sys::ngx_conf_t, *mut sys::ngx_command_t, *mut c_void) -> *mut c_char;
-
 const LOCATION: usize = offset_of!(sys::ngx_http_conf_ctx_t, loc_conf);
-const ONE: u32 = sys::NGX_CONF_TAKE1;
 
 const fn contexts(place: Place) -> u32 {
     match place {
@@ -53,76 +51,6 @@ const fn contexts(place: Place) -> u32 {
     }
 }
 
-macro_rules! upstream {
-    ($field:ident) => {
-        offset_of!(Location, upstream) + offset_of!(sys::ngx_http_upstream_conf_t, $field)
-    };
-}
-
-/// nginx's own setter of an upstream setting: arguments, setter, where it writes, what it needs.
-const fn setter(s: Setting) -> (u32, Set, usize, *mut c_void) {
-    const NO: *mut c_void = null_mut();
-    let many = sys::NGX_CONF_1MORE;
-    match s {
-        Setting::Buffering => (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(buffering), NO),
-        Setting::RequestBuffering => {
-            (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(request_buffering), NO)
-        }
-        Setting::InterceptErrors => (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(intercept_errors), NO),
-        Setting::IgnoreClientAbort => {
-            (sys::NGX_CONF_FLAG, sys::ngx_conf_set_flag_slot, upstream!(ignore_client_abort), NO)
-        }
-        Setting::Buffers => (sys::NGX_CONF_TAKE2, sys::ngx_conf_set_bufs_slot, upstream!(bufs), NO),
-        Setting::BufferSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(buffer_size), NO),
-        Setting::BusyBuffersSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(busy_buffers_size_conf), NO),
-        Setting::MaxTempFileSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(max_temp_file_size_conf), NO),
-        Setting::TempFileWriteSize => (ONE, sys::ngx_conf_set_size_slot, upstream!(temp_file_write_size_conf), NO),
-        Setting::ConnectTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(connect_timeout), NO),
-        Setting::SendTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(send_timeout), NO),
-        Setting::ReadTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(read_timeout), NO),
-        Setting::NextUpstreamTimeout => (ONE, sys::ngx_conf_set_msec_slot, upstream!(next_upstream_timeout), NO),
-        Setting::NextUpstreamTries => (ONE, sys::ngx_conf_set_num_slot, upstream!(next_upstream_tries), NO),
-        Setting::NextUpstream => (
-            many,
-            sys::ngx_conf_set_bitmask_slot,
-            offset_of!(Location, next_upstream),
-            (&raw const NEXT_UPSTREAM).cast_mut().cast(),
-        ),
-        Setting::IgnoreHeaders => (
-            many,
-            sys::ngx_conf_set_bitmask_slot,
-            upstream!(ignore_headers),
-            (&raw const sys::ngx_http_upstream_ignore_headers_masks).cast_mut().cast(),
-        ),
-        Setting::HideHeader => (ONE, sys::ngx_conf_set_str_array_slot, upstream!(hide_headers), NO),
-        Setting::PassHeader => (ONE, sys::ngx_conf_set_str_array_slot, upstream!(pass_headers), NO),
-        Setting::TempPath => (sys::NGX_CONF_TAKE1234, sys::ngx_conf_set_path_slot, upstream!(temp_path), NO),
-    }
-}
-
-#[repr(transparent)]
-struct Masks([sys::ngx_conf_bitmask_t; 11]);
-// SAFETY: constant data that nginx only reads.
-unsafe impl Sync for Masks {}
-
-const fn mask(name: &'static CStr, mask: u32) -> sys::ngx_conf_bitmask_t {
-    sys::ngx_conf_bitmask_t { name: constant(name), mask: mask as sys::ngx_uint_t }
-}
-
-static NEXT_UPSTREAM: Masks = Masks([
-    mask(c"error", sys::NGX_HTTP_UPSTREAM_FT_ERROR),
-    mask(c"timeout", sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT),
-    mask(c"invalid_header", sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER),
-    mask(c"non_idempotent", sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT),
-    mask(c"http_500", sys::NGX_HTTP_UPSTREAM_FT_HTTP_500),
-    mask(c"http_503", sys::NGX_HTTP_UPSTREAM_FT_HTTP_503),
-    mask(c"http_403", sys::NGX_HTTP_UPSTREAM_FT_HTTP_403),
-    mask(c"http_404", sys::NGX_HTTP_UPSTREAM_FT_HTTP_404),
-    mask(c"http_429", sys::NGX_HTTP_UPSTREAM_FT_HTTP_429),
-    mask(c"off", sys::NGX_HTTP_UPSTREAM_FT_OFF),
-    sys::ngx_conf_bitmask_t { name: sys::ngx_str_t { len: 0, data: null_mut() }, mask: 0 },
-]);
-
 pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
     let mut all = [END; NGINX.len() + 1];
     let mut i = 0;
@@ -132,8 +60,11 @@ pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
             Kind::Shared(_) => (sys::NGX_CONF_ANY, set_shared, 0, std::ptr::without_provenance_mut(i)),
             Kind::Script => (sys::NGX_CONF_TAKE12, set_script, 0, null_mut()),
             Kind::Param => (sys::NGX_CONF_TAKE23, add_param, 0, null_mut()),
-            Kind::LogLevel => (ONE, set_log_level, 0, null_mut()),
-            Kind::Upstream(s) => setter(s),
+            Kind::LogLevel => (sys::NGX_CONF_TAKE1, set_log_level, 0, null_mut()),
+            Kind::Upstream(s) => {
+                let Reading { arguments, set, offset, post } = settings::reading(s);
+                (arguments, set, offset, post)
+            }
         };
         all[i] = sys::ngx_command_t {
             name: constant(d.c_name),
@@ -147,31 +78,6 @@ pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
     }
     Commands(all)
 };
-
-/// The arguments of the directive under way, without its name.
-fn words<'c>(cf: *mut sys::ngx_conf_t) -> Vec<&'c [u8]> {
-    // SAFETY: nginx passes a live configuration; its arguments are an array of strings in the configuration's pool.
-    unsafe {
-        let args = &*(*cf).args;
-        let all = std::slice::from_raw_parts(args.elts.cast::<sys::ngx_str_t>(), args.nelts);
-        all.iter().skip(1).map(bytes).collect()
-    }
-}
-
-fn fail(cf: *mut sys::ngx_conf_t, text: &str) -> *mut c_char {
-    // SAFETY: a live configuration; the text is read during the call.
-    unsafe { sys::mwr_conf_error(cf, text.as_ptr().cast(), text.len()) };
-    ERROR
-}
-
-/// A location's settings, for one setter.
-///
-/// # Safety
-/// `conf` is what nginx passes to a setter of a location: made by `create_location`, nobody else has it.
-unsafe fn location<'c>(conf: *mut c_void) -> &'c mut Location {
-    // SAFETY: see above.
-    unsafe { &mut *conf.cast() }
-}
 
 unsafe extern "C" fn set_shared(
     cf: *mut sys::ngx_conf_t,
@@ -335,23 +241,4 @@ unsafe extern "C" fn add_param(cf: *mut sys::ngx_conf_t, _: *mut sys::ngx_comman
         loc.params = Some(Rc::new(all));
         null_mut()
     })
-}
-
-/// A value with variables, compiled; nginx says what is wrong with it.
-fn compile(cf: *mut sys::ngx_conf_t, text: &[u8]) -> Option<*mut sys::ngx_http_complex_value_t> {
-    // SAFETY: nginx passes a live configuration; the compiled value and the text lie in its pool. All zero is how nginx's
-    // own modules begin this record.
-    unsafe {
-        let pool = Pool::new((*cf).pool);
-        let mut value = pool.string(text)?;
-        let compiled = pool.zeroed::<sys::ngx_http_complex_value_t>();
-        if compiled.is_null() {
-            return None;
-        }
-        let mut ccv: sys::ngx_http_compile_complex_value_t = std::mem::zeroed();
-        ccv.cf = cf;
-        ccv.value = &raw mut value;
-        ccv.complex_value = compiled;
-        (sys::ngx_http_compile_complex_value(&raw mut ccv) == 0).then_some(compiled)
-    }
 }

@@ -1,6 +1,7 @@
 //! The content handler: checks what is asked for, has nginx read the body, builds the REQUEST for nginx's upstream.
 #![allow(unsafe_code)]
 
+use crate::cache;
 use crate::config::{Location, Script, Seen, UNSET, Value};
 use crate::feed;
 use crate::guard::callback;
@@ -31,36 +32,38 @@ pub unsafe extern "C" fn handle(r: *mut sys::ngx_http_request_t) -> sys::ngx_int
         let view = unsafe { Request::new(r) };
         let location = view.location();
         let Some(script) = &location.script else { return SERVER_ERROR };
-        let Some(process) = current() else {
-            log::write(view.log(), Level::Error, "MWR0210: supervisor cannot be reached: it was not started");
-            return sys::NGX_HTTP_SERVICE_UNAVAILABLE as sys::ngx_int_t;
-        };
         if path_info(&collapse_slashes(view.uri()), &script.mount).is_none() {
             return sys::NGX_HTTP_NOT_FOUND as sys::ngx_int_t;
         }
-        match admit(&view, location, process) {
-            Ok(streams) => begin(&view, location, script, process, streams),
+        match admit(&view, location) {
+            Ok(streams) => begin(&view, location, script, streams),
             Err(e) => refuse(&view, &e),
         }
     })
 }
 
 /// Refused before a byte of the body is read, or 100 Continue is sent. With a cache nobody knows yet whether a worker is
-/// needed at all. Gives whether bodies are streamed here.
-fn admit(r: &Request<'_>, location: &Location, process: &Process) -> Result<bool, RequestError> {
+/// needed at all. Gives whether the body is streamed: with a cache it never is, for what is kept needs no body.
+fn admit(r: &Request<'_>, location: &Location) -> Result<bool, RequestError> {
     let route = &location.route;
+    if cache::may_answer(r, location) {
+        return Ok(false);
+    }
+    let process = serving()?;
     let limits = process.limits(&route.group)?;
     let streams = match location.upstream.request_buffering {
         UNSET => !limits.request_buffering,
         on => on == 0,
     };
-    if r.has_cache() {
-        return Ok(streams);
-    }
     match process.group(&route.group, &route.application)? {
         Some(g) if !g.pool.has_room() => Err(RequestError::QueueFull(g.pool.label())),
         _ => Ok(streams),
     }
+}
+
+/// This process, as far as it can ask workers.
+pub fn serving() -> Result<&'static Process, RequestError> {
+    current().ok_or_else(|| RequestError::Supervisor("it was not started".to_owned()))
 }
 
 /// Answers a request that goes to no worker.
@@ -75,7 +78,7 @@ fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
     f.verdict.status as sys::ngx_int_t
 }
 
-fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Process, streams: bool) -> sys::ngx_int_t {
+fn begin(r: &Request<'_>, location: &Location, script: &Script, streams: bool) -> sys::ngx_int_t {
     if let Err((status, text)) = modified(script) {
         log::write(r.log(), Level::Error, &text);
         return status;
@@ -87,7 +90,8 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Proces
         if sys::ngx_http_upstream_create(raw) != 0 {
             return SERVER_ERROR;
         }
-        let Some(x) = r.pool().own(Exchange::new(raw, process.take_frame())) else { return SERVER_ERROR };
+        let frame = current().map(Process::take_frame).unwrap_or_default();
+        let Some(x) = r.pool().own(Exchange::new(raw, frame)) else { return SERVER_ERROR };
         let pipe = r.pool().zeroed::<sys::ngx_event_pipe_t>();
         if pipe.is_null() {
             return SERVER_ERROR;
@@ -96,8 +100,9 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Proces
         (*pipe).input_ctx = raw.cast();
         let u = &mut *r.upstream();
         u.schema = crate::pool::constant(c"wsgi://");
-        u.output.tag = (&raw const crate::config::HTTP_CONTEXT).cast_mut().cast();
+        u.output.tag = cache::tag();
         u.conf = (&raw const location.upstream).cast_mut();
+        cache::prepare(r, u);
         u.peer.data = x.cast();
         u.set_buffering((location.upstream.buffering != 0).into());
         u.pipe = pipe;
@@ -111,7 +116,7 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, process: &Proces
         u.input_filter_ctx = raw.cast();
         u.set_accel(1);
         (*raw).state = 0;
-        if streams && feed::is_announced(r) {
+        if streams && location.upstream.pass_request_body != 0 && feed::is_announced(r) {
             // Nothing is read before the application asks. The request is in use until its upstream is done with it, as
             // while a body is read.
             (*x).feed.stream();
@@ -196,9 +201,8 @@ unsafe extern "C" fn create_request(r: *mut sys::ngx_http_request_t) -> sys::ngx
 
 fn build(r: &Request<'_>, x: &mut Exchange) -> Result<(), RequestError> {
     let location = r.location();
-    let (Some(script), Some(process)) = (&location.script, current()) else {
-        return Err(RequestError::Supervisor("no script".to_owned()));
-    };
+    let process = serving()?;
+    let Some(script) = &location.script else { return Err(RequestError::Supervisor("no script".to_owned())) };
     let body = r.body();
     let len = match &body {
         Body::File(_, n) => *n,
@@ -240,6 +244,8 @@ fn environ(
     // 0 = not to be compared, also where the file has gone since.
     let mtime = if route.reloading { modified(script).unwrap_or(0) } else { 0 };
     let streamed = x.feed.is_streamed();
+    // SAFETY: a live request, whose upstream `begin` has made.
+    let (kept, stored) = unsafe { ((*r.upstream()).cacheable() != 0, (*r.upstream()).store() != 0) };
     let mut b = RequestBuilder::new(&mut x.frame, mtime);
     b.timeout(route.timeout);
     let mut text = [0u8; 64];
@@ -255,7 +261,16 @@ fn environ(
     b.known(keys::SCRIPT_FILENAME, script.file.as_bytes());
     b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
     b.known(keys::MW_APPLICATION_GROUP, route.application.as_bytes());
-    headers(r, &mut b, route.pass_authorization, streamed);
+    if location.upstream.pass_request_headers != 0 {
+        headers(r, &mut b, route.pass_authorization, streamed, kept);
+    }
+    if kept {
+        cache::conditions(r).for_each(|(name, value)| _ = add_header(&mut b, name, value));
+    }
+    x.no_file = kept || stored || r.is_in_memory();
+    if x.no_file {
+        b.no_file();
+    }
     if let Some(t) = r.content_type() {
         b.known(keys::CONTENT_TYPE, t);
     }
@@ -263,7 +278,7 @@ fn environ(
         if let Ok(n) = u64::try_from(r.content_length()) {
             b.known(keys::CONTENT_LENGTH, decimal(n, &mut num));
         }
-    } else if r.is_main() && (r.content_length() >= 0 || r.is_chunked() || body > 0) {
+    } else if r.has_body() && (r.content_length() >= 0 || r.is_chunked() || body > 0) {
         // The body is presented whole, with its length.
         b.known(keys::CONTENT_LENGTH, decimal(body, &mut num));
     }
@@ -316,8 +331,9 @@ fn environ(
     Ok(())
 }
 
-/// The request's headers; fields of one name are joined, as nginx does for its own upstreams.
-fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool, streamed: bool) {
+/// The request's headers; fields of one name are joined, as nginx does for its own upstreams. `kept`: nginx may keep the
+/// response, so that it must not depend on what this client has.
+fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool, streamed: bool, kept: bool) {
     for (i, (hash, name, value)) in r.headers().enumerate() {
         let hidden = match name.len() {
             6 => name.eq_ignore_ascii_case(b"Expect"),
@@ -326,6 +342,7 @@ fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool
             17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
             _ => false,
         };
+        let hidden = hidden || kept && cache::replaced(name);
         // Few fields, whose hashes are there already: walking the list again is less than keeping a copy of it.
         let same = |other: &(usize, &[u8], &[u8])| other.0 == hash && other.1.eq_ignore_ascii_case(name);
         if hidden || r.headers().take(i).any(|h| same(&h)) {
@@ -346,12 +363,13 @@ fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool
     }
 }
 
-/// The request is sent again: what was read of an answer is void.
+/// The request is sent again, or nginx answers with what it has in the cache.
 unsafe extern "C" fn reinit_request(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
     callback("reinit_request", ERROR, || {
         // SAFETY: nginx passes a live request that `begin` has prepared.
         let (view, x) = unsafe { (Request::new(r), exchange(r)) };
-        x.reader = Default::default();
+        // What has been read of the answer's frames still says whether its connection is free: the next try begins anew
+        // by itself.
         x.framer = None;
         x.small = false;
         // SAFETY: as above.

@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+#[cfg_attr(not(nginx_cache), path = "no_cache.rs")]
+mod cache;
 mod config;
 mod conn;
 mod directives;
@@ -16,6 +18,8 @@ mod pool;
 mod process;
 mod request;
 mod response;
+mod settings;
+mod store;
 mod sys;
 
 use std::ffi::c_char;

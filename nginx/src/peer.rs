@@ -5,6 +5,7 @@
 use crate::conn::{self, OpenError, Wire};
 use crate::feed::{Feed, Left};
 use crate::guard::callback;
+use crate::handler;
 use crate::log;
 use crate::process::{Failure, Group, Process, Ticket, current};
 use crate::request::Request;
@@ -44,6 +45,14 @@ pub struct Exchange {
     pub framer: Option<Framer>,
     /// The whole answer lies in the first buffer.
     pub small: bool,
+    /// The worker has been told that the answer's bytes are wanted.
+    pub no_file: bool,
+    /// nginx has begun to pass the body on.
+    pub passing: bool,
+    /// When the head came, and how long the application had had the request then.
+    pub head_at: Option<(Instant, Duration)>,
+    /// The Retry-After of a failure, in the answer's head.
+    pub retry_after: *mut sys::ngx_table_elt_t,
     /// When it began to look for a worker; its body had been read by then.
     started: Instant,
     /// Workers asked, also those that gave it back unrun.
@@ -104,6 +113,10 @@ impl Exchange {
             reader: Reader::default(),
             framer: None,
             small: false,
+            no_file: false,
+            passing: false,
+            head_at: None,
+            retry_after: std::ptr::null_mut(),
             started: Instant::now(),
             tries: 0,
             runs: 0,
@@ -333,11 +346,15 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
             pc.name = (&raw const NAME.0).cast_mut();
             pc.set_cached(0);
             (x.woken, x.recalled, x.not_run, x.lost, x.another) = (false, false, false, None, false);
+            (x.reader, x.framer, x.head_at) = (Reader::default(), None, None);
             if std::mem::take(&mut x.again) {
                 sys::mwr_force_reinit((*x.r).upstream);
             }
-            let Some(p) = current() else { return sys::NGX_ERROR as sys::ngx_int_t };
-            let taken = if x.failure.is_some() { Ok(Taken::Wait) } else { x.take(p, pc.log) };
+            let taken = match handler::serving() {
+                Ok(p) if x.failure.is_none() => x.take(p, pc.log),
+                Err(e) if x.failure.is_none() => Err(e),
+                _ => Ok(Taken::Wait),
+            };
             match taken {
                 Ok(Taken::Wire(wire)) => {
                     x.wire = wire;
@@ -354,7 +371,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                         pc.name = (&raw const g.name.1).cast_mut();
                     }
                     pc.connection = (*wire).c;
-                    x.ticket = Some(p.watch_sent(data.cast()));
+                    x.ticket = current().map(|p| p.watch_sent(data.cast()));
                     sys::NGX_DONE as sys::ngx_int_t
                 }
                 taken => {
@@ -367,7 +384,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                     if x.failure.is_some() {
                         return sys::NGX_DONE as sys::ngx_int_t;
                     }
-                    x.ticket = Some(p.park(data.cast()));
+                    x.ticket = current().map(|p| p.park(data.cast()));
                     sys::NGX_AGAIN as sys::ngx_int_t
                 }
             }

@@ -12,7 +12,7 @@ use mod_wsgi_core::error::{RequestError, Verdict};
 use mod_wsgi_core::link::Link;
 use mod_wsgi_core::pool::{Limits, Look, Pool};
 use mod_wsgi_core::runtime::Runtime;
-use mod_wsgi_wire::frame::Level;
+use mod_wsgi_wire::frame::{AbortReason, Level};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -38,11 +38,24 @@ pub struct Generation {
 pub struct Failure {
     pub verdict: Verdict,
     pub text: String,
+    /// The case of wsgi_cache_use_stale, or 0.
+    pub case: u32,
 }
 
 impl From<&RequestError> for Failure {
     fn from(e: &RequestError) -> Failure {
-        Failure { verdict: e.verdict(), text: e.to_string() }
+        let case = match e {
+            RequestError::NotReady { .. }
+            | RequestError::QueueTimeout { .. }
+            | RequestError::Aborted(AbortReason::Timeout) => sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT,
+            RequestError::BadResponse(_)
+            | RequestError::WorkerProtocol { .. }
+            | RequestError::Aborted(AbortReason::Protocol) => sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER,
+            // The application has raised: its status is the case.
+            RequestError::Aborted(_) | RequestError::TooLong(_) | RequestError::ClientGone => 0,
+            _ => sys::NGX_HTTP_UPSTREAM_FT_ERROR,
+        };
+        Failure { verdict: e.verdict(), text: e.to_string(), case }
     }
 }
 

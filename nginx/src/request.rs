@@ -1,7 +1,7 @@
 //! A view on nginx's request.
 #![allow(unsafe_code)]
 
-use crate::config::Location;
+use crate::config::{Location, Main};
 use crate::pool::{Pool, bytes};
 use crate::sys;
 use std::ffi::CStr;
@@ -41,6 +41,12 @@ impl<'r> Request<'r> {
         unsafe { (*self.rec().connection).log }
     }
 
+    /// Settings of the http block, which outlive the request.
+    pub fn main(&self) -> &'r Main {
+        // SAFETY: nginx has made the slot by `create_main`; nobody changes it while requests are served.
+        unsafe { &*sys::mwr_main_conf_of(self.raw, crate::http_module()).cast::<Main>() }
+    }
+
     /// Settings of the location, which outlive the request.
     pub fn location(&self) -> &'r Location {
         // SAFETY: nginx has made the slot of every location by `create_location`.
@@ -51,12 +57,20 @@ impl<'r> Request<'r> {
         self.rec().upstream
     }
 
+    /// The method the application is asked with.
     pub fn method(&self) -> &'r [u8] {
-        bytes(&self.rec().method_name)
+        self.asked_method().unwrap_or(bytes(&self.rec().method_name))
     }
 
+    /// The application is asked for a head alone; for the cache it is asked for the whole.
     pub fn is_head(&self) -> bool {
-        self.rec().method == sys::NGX_HTTP_HEAD as sys::ngx_uint_t
+        self.rec().method == sys::NGX_HTTP_HEAD as sys::ngx_uint_t && self.asked_method().is_none()
+    }
+
+    /// The method that nginx has the application asked with in place of the client's.
+    fn asked_method(&self) -> Option<&'r [u8]> {
+        // SAFETY: null, or the request's own upstream.
+        unsafe { self.rec().upstream.as_ref() }.map(|u| bytes(&u.method)).filter(|m| !m.is_empty())
     }
 
     /// A method that nginx takes for repeatable.
@@ -72,6 +86,11 @@ impl<'r> Request<'r> {
     /// The path, decoded and normal.
     pub fn uri(&self) -> &'r [u8] {
         bytes(&self.rec().uri)
+    }
+
+    /// The request line's target still names what is asked for: no subrequest, no internal redirect.
+    pub fn is_target_current(&self) -> bool {
+        self.rec().valid_unparsed_uri() != 0
     }
 
     /// The target of the request line, untouched.
@@ -151,11 +170,6 @@ impl<'r> Request<'r> {
             let core = sys::mwr_loc_conf(self.raw, &raw mut sys::ngx_http_core_module);
             bytes(&(*core.cast::<sys::ngx_http_core_loc_conf_t>()).root)
         }
-    }
-
-    /// Whether the answer may come from, or go to, nginx's cache.
-    pub fn has_cache(&self) -> bool {
-        false
     }
 
     pub fn remote_addr(&self) -> &'r [u8] {
@@ -250,11 +264,32 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Whether the body that came with the client's request belongs to this one. Of the subrequests only those that repeat
+    /// the request (mirror, a background update of the cache) have its method.
+    pub fn has_body(&self) -> bool {
+        let conf = &self.location().upstream;
+        let bodiless = (sys::NGX_HTTP_GET | sys::NGX_HTTP_HEAD) as sys::ngx_uint_t;
+        conf.pass_request_body != 0 && (self.is_main() || self.rec().method & bodiless == 0)
+    }
+
+    /// The value of a variable of nginx's by its index, when it has one.
+    pub fn variable(&self, index: sys::ngx_int_t) -> Option<&'r [u8]> {
+        // SAFETY: a live request, and an index that nginx has given for this configuration; the value lives as long as the
+        // request, or there is none.
+        unsafe {
+            let v = sys::ngx_http_get_flushed_variable(self.raw, index as sys::ngx_uint_t).as_ref()?;
+            if v.valid() == 0 || v.not_found() != 0 || v.len() == 0 {
+                return None;
+            }
+            Some(std::slice::from_raw_parts(v.data, v.len() as usize))
+        }
+    }
+
     /// The buffers of the body that has been read.
     pub fn body(&self) -> Body<'r> {
         // SAFETY: null, or the record nginx has filled while it read the body.
         let body = unsafe { self.rec().request_body.as_ref() };
-        let Some(body) = body.filter(|_| self.is_main()) else { return Body::Memory(Vec::new()) };
+        let Some(body) = body.filter(|_| self.has_body()) else { return Body::Memory(Vec::new()) };
         // SAFETY: null, or the temporary file of the body.
         if let Some(file) = unsafe { body.temp_file.as_ref() }
             && file.file.fd >= 0
@@ -314,18 +349,19 @@ impl<'r> Request<'r> {
         self.rec().subrequest_in_memory() != 0
     }
 
-    /// Adds a field to the answer's head.
-    pub fn add_header(&self, name: &'static CStr, value: &[u8]) {
-        let Some(value) = self.pool().string(value) else { return };
+    /// Adds a field to the answer's head; null when there is no memory.
+    pub fn add_header(&self, name: &'static CStr, value: &[u8]) -> *mut sys::ngx_table_elt_t {
+        let Some(value) = self.pool().string(value) else { return std::ptr::null_mut() };
         // SAFETY: a live request; nginx gives an element of the list to fill, or null. All its fields are set.
         unsafe {
             let h = sys::ngx_list_push(&raw mut (*self.raw).headers_out.headers).cast::<sys::ngx_table_elt_t>();
-            if let Some(h) = h.as_mut() {
+            if !h.is_null() {
                 std::ptr::write_bytes(h, 0, 1);
-                h.hash = 1;
-                h.key = crate::pool::constant(name);
-                h.value = value;
+                (*h).hash = 1;
+                (*h).key = crate::pool::constant(name);
+                (*h).value = value;
             }
+            h
         }
     }
 }

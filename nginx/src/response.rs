@@ -1,6 +1,7 @@
 //! The answer: frames become nginx's header list and buffers. The framer in core judges the head and counts the body.
 #![allow(unsafe_code)]
 
+use crate::cache;
 use crate::conn::Wire;
 use crate::feed;
 use crate::guard::callback;
@@ -11,7 +12,7 @@ use crate::request::Request;
 use crate::sys;
 use mod_wsgi_core::conn::checked_file;
 use mod_wsgi_core::error::RequestError;
-use mod_wsgi_core::reader::{Begin, Item};
+use mod_wsgi_core::reader::{Begin, Item, Reader};
 use mod_wsgi_core::response::Framer;
 use mod_wsgi_wire::decode::Response;
 use mod_wsgi_wire::frame::{AbortReason, Level};
@@ -19,6 +20,7 @@ use mod_wsgi_wire::limits;
 use std::ffi::c_void;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::time::Instant;
 
 const OK: sys::ngx_int_t = sys::NGX_OK as sys::ngx_int_t;
 const ERROR: sys::ngx_int_t = sys::NGX_ERROR as sys::ngx_int_t;
@@ -43,6 +45,9 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
         let (view, x) = unsafe { (Request::new(r), exchange(r)) };
         // SAFETY: as above; the upstream is a record of its own.
         let u = unsafe { &mut *view.upstream() };
+        if cache::is_sending(&view) {
+            return from_cache(&view, u, x);
+        }
         if x.failure.is_some() {
             return tell(&view, u, x);
         }
@@ -63,7 +68,11 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
                     return if make_room(&view, u, need) { AGAIN } else { ERROR };
                 }
                 Ok(Begin::Head(head, used)) => {
+                    x.head_at = Some((Instant::now(), head.ran));
                     let rc = start(&view, u, x, &head);
+                    if rc == OK && x.failure.is_none() {
+                        keep_head(&view, u, used);
+                    }
                     // SAFETY: `used` bytes of the content.
                     u.buffer.pos = unsafe { u.buffer.pos.add(used) };
                     if rc == OK && x.failure.is_none() {
@@ -136,16 +145,66 @@ fn case_of(status: u16) -> Option<u32> {
 
 /// The request fails with a status that nginx shall answer with its own page. For nginx it is the answer of a worker that
 /// makes it try the next one, of which there is none: this way the cache's stale answers and error_page work as well.
-fn tell(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &Exchange) -> sys::ngx_int_t {
+fn tell(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange) -> sys::ngx_int_t {
     let Some(f) = &x.failure else { return ERROR };
     if let Some(seconds) = f.verdict.retry_after {
-        r.add_header(c"Retry-After", seconds.to_string().as_bytes());
+        x.retry_after = r.add_header(c"Retry-After", seconds.to_string().as_bytes());
     }
+    cache::allow_stale(r, u, f.case);
+    if !matches!(f.verdict.status, 500 | 502 | 503 | 504) {
+        // Not one of those that make nginx look for the next worker: the client's answer, but nobody else's.
+        u.set_cacheable(0);
+    }
+    // Whatever wsgi_next_upstream_timeout says: there is no next one to be asked in vain.
+    // SAFETY: reads nginx's clock.
+    u.peer.start_time = unsafe { sys::mwr_now() };
     u.headers_in.status_n = f.verdict.status as sys::ngx_uint_t;
     u.headers_in.content_length_n = 0;
     u.peer.tries = 2;
     u.set_request_sent(0);
     OK
+}
+
+/// nginx answers with a file of its cache, whose beginning is what a worker's RESPONSE was.
+fn from_cache(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange) -> sys::ngx_int_t {
+    // SAFETY: nginx's buffer with the beginning of the file, which is changed below only.
+    let bytes = unsafe { content(&u.buffer) };
+    let mut reader = Reader::default();
+    let Ok(Begin::Head(head, used)) = reader.begin(bytes) else {
+        return sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t;
+    };
+    let whole = reader.ends_with_head();
+    let Ok(framer) = Framer::new(r.is_head(), head.status, head.reason, head.headers(), whole) else {
+        return sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t;
+    };
+    // A failure that this answer takes the place of is not told.
+    // SAFETY: null, or a field of the answer's head, which lives as long as the request.
+    if let Some(field) = unsafe { std::mem::replace(&mut x.retry_after, null_mut()).as_mut() } {
+        field.hash = 0;
+    }
+    let rc = give_head(r, u, &head, framer.content_length());
+    // SAFETY: `used` bytes of the content.
+    u.buffer.pos = unsafe { u.buffer.pos.add(used) };
+    rc
+}
+
+/// A file of the cache begins with the head, and nothing but the head: what came before it (records of the log) goes. A
+/// head that a later reader has no room for is not kept. Nothing is done where nginx keeps no response.
+fn keep_head(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, head: usize) {
+    let Some((first, room)) = cache::head(r, u) else { return };
+    if first + head > room {
+        log::write(r.log(), Level::Info, "response is not kept: its head is larger than wsgi_buffer_size");
+        u.set_cacheable(0);
+        return;
+    }
+    let b = &mut u.buffer;
+    // SAFETY: the pointers lie in one block of memory, in which the content begins at `first` or behind it.
+    unsafe {
+        let n = b.last.offset_from_unsigned(b.pos);
+        let to = b.start.add(first);
+        std::ptr::copy(b.pos, to, n);
+        (b.pos, b.last) = (to, to.add(n));
+    }
 }
 
 /// Room for at least `need` bytes from the content's first on. nginx has one small buffer for a head.
@@ -191,6 +250,24 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
             return tell(r, u, x);
         }
     };
+    let rc = give_head(r, u, head, framer.content_length());
+    if whole.is_some() {
+        feed::answered_whole(r, x);
+    }
+    x.framer = Some(framer);
+    // nginx asks another worker where tries are left and the status is in its own mask, which has them all; so it does
+    // for a 502 and a 504 of the application, which are no case of ours.
+    u.peer.tries = if case_of(head.status).is_some_and(|case| x.lets_another_try(case)) { 2 } else { 1 };
+    rc
+}
+
+/// Gives status and fields to nginx.
+fn give_head(
+    r: &Request<'_>,
+    u: &mut sys::ngx_http_upstream_t,
+    head: &Response<'_>,
+    length: Option<u64>,
+) -> sys::ngx_int_t {
     u.headers_in.status_n = head.status as sys::ngx_uint_t;
     let mut line = head.status.to_string().into_bytes();
     line.push(b' ');
@@ -202,14 +279,7 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
             return ERROR;
         }
     }
-    if whole.is_some() {
-        feed::answered_whole(r, x);
-    }
-    u.headers_in.content_length_n = framer.content_length().map_or(-1, |n| n as sys::off_t);
-    x.framer = Some(framer);
-    // nginx asks another worker where tries are left and the status is in its own mask, which has them all; so it does
-    // for a 502 and a 504 of the application, which are no case of ours.
-    u.peer.tries = if case_of(head.status).is_some_and(|case| x.lets_another_try(case)) { 2 } else { 1 };
+    u.headers_in.content_length_n = length.map_or(-1, |n| n as sys::off_t);
     OK
 }
 
@@ -272,7 +342,11 @@ pub fn drop_rest(r: &Request<'_>, x: &mut Exchange, buffer: &mut sys::ngx_buf_t)
 /// After the head: what decides how the body goes on.
 fn begin_body(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange) {
     if r.is_head() || matches!(u.headers_in.status_n, 204 | 304) {
-        return drop_rest(r, x, &mut u.buffer);
+        let end = u.buffer.pos;
+        drop_rest(r, x, &mut u.buffer);
+        // In a file of the cache the head ends where it ends.
+        (u.buffer.pos, u.buffer.last) = (end, end);
+        return;
     }
     // SAFETY: nginx's first buffer.
     let rest = unsafe { content(&u.buffer) };
@@ -294,6 +368,7 @@ pub unsafe extern "C" fn filter_init(data: *mut c_void) -> sys::ngx_int_t {
         unsafe {
             let r = data.cast::<sys::ngx_http_request_t>();
             let (u, x) = (&mut *(*r).upstream, exchange(r));
+            x.passing = true;
             let left = if x.reader.ended() && x.reader.is_between() { 0 } else { 1 };
             if left == 0 && !finished(&Request::new(r), x) {
                 return ERROR;
@@ -348,6 +423,10 @@ fn next(r: &Request<'_>, x: &mut Exchange, bytes: &[u8]) -> (usize, Piece) {
                 let fd = wire.and_then(Wire::take_fd).ok_or("FILE without a descriptor".to_owned());
                 let fd = fd.and_then(|fd| checked_file(fd, offset, len).map_err(|e| e.to_string()));
                 match fd {
+                    Ok(_) if x.no_file => {
+                        x.fail(&x.protocol_error("FILE where bytes were asked for".to_owned()));
+                        return (bytes.len(), Piece::Broken);
+                    }
                     Ok(_) if !x.reader.ended() => {
                         x.fail(&x.protocol_error("FILE without END".to_owned()));
                         return (bytes.len(), Piece::Broken);
@@ -611,6 +690,10 @@ unsafe fn append(p: *mut sys::ngx_event_pipe_t, link: *mut sys::ngx_chain_t) {
 /// body's, it is reset.
 pub fn finalize(r: &Request<'_>, x: &mut Exchange, rc: sys::ngx_int_t) {
     feed::settle(r, x, rc);
+    if !x.passing && x.framer.is_some() {
+        // SAFETY: the request's own upstream; nobody else has a reference to it now.
+        drop_rest(r, x, unsafe { &mut (*r.upstream()).buffer });
+    }
     let broken = rc != OK && rc != sys::NGX_DECLINED as sys::ngx_int_t;
     if !broken || x.framer.is_none() {
         return;

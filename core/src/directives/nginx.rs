@@ -53,6 +53,67 @@ pub enum Setting {
     TempPath,
     MaxTempFileSize,
     TempFileWriteSize,
+    LimitRate,
+    ForceRanges,
+    PassRequestHeaders,
+    PassRequestBody,
+    Cache,
+    CachePath,
+    CacheKey,
+    CacheValid,
+    CacheMethods,
+    CacheMinUses,
+    CacheBypass,
+    NoCache,
+    CacheUseStale,
+    CacheBackgroundUpdate,
+    CacheRevalidate,
+    CacheLock,
+    CacheLockTimeout,
+    CacheLockAge,
+    CacheMaxRangeOffset,
+    CacheConvertHead,
+    Store,
+    StoreAccess,
+}
+
+/// Parts of the documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    Applications,
+    Requests,
+    Responses,
+    Failures,
+    Cache,
+    Store,
+}
+
+impl Section {
+    /// Every section, in the order of the documentation.
+    pub const ALL: [Section; 6] = {
+        use Section::*;
+        [Applications, Requests, Responses, Failures, Cache, Store]
+    };
+
+    /// Heading and introduction.
+    pub fn title(self) -> (&'static str, &'static str) {
+        match self {
+            Section::Applications => ("Applications and processes", "What runs where, and what it is told."),
+            Section::Requests => ("Requests", "What a worker gets of a request."),
+            Section::Responses => ("Responses", "How a response reaches the client."),
+            Section::Failures => {
+                ("Time-outs and failures", "How long something may take, and what happens when it fails.")
+            }
+            Section::Cache => (
+                "Cache",
+                "nginx's own cache in front of the application. An answer from it takes no worker, waits for none, and is \
+                 given also while no worker can be had, stale ones where wsgi_cache_use_stale says so. A response that \
+                 broke off is never stored, nor one whose head is larger than wsgi_buffer_size or that comes with \
+                 wsgi_buffering off.",
+            ),
+            Section::Store => ("Store", "Copies of responses as plain files."),
+        }
+    }
 }
 
 /// One directive: everything that is said about it anywhere.
@@ -64,6 +125,38 @@ pub struct Directive {
     pub place: Place,
     pub kind: Kind,
     pub help: &'static str,
+}
+
+impl Directive {
+    /// Where the documentation has it.
+    pub fn section(&self) -> Section {
+        use Setting::*;
+        let Kind::Upstream(setting) = self.kind else { return Section::Applications };
+        match setting {
+            RequestBuffering | PassRequestHeaders | PassRequestBody | IgnoreClientAbort => Section::Requests,
+            Buffering | Buffers | BufferSize | BusyBuffersSize | TempPath | MaxTempFileSize | TempFileWriteSize
+            | LimitRate | ForceRanges | HideHeader | PassHeader | IgnoreHeaders => Section::Responses,
+            ConnectTimeout | SendTimeout | ReadTimeout | NextUpstream | NextUpstreamTries | NextUpstreamTimeout
+            | InterceptErrors => Section::Failures,
+            Cache
+            | CachePath
+            | CacheKey
+            | CacheValid
+            | CacheMethods
+            | CacheMinUses
+            | CacheBypass
+            | NoCache
+            | CacheUseStale
+            | CacheBackgroundUpdate
+            | CacheRevalidate
+            | CacheLock
+            | CacheLockTimeout
+            | CacheLockAge
+            | CacheMaxRangeOffset
+            | CacheConvertHead => Section::Cache,
+            Store | StoreAccess => Section::Store,
+        }
+    }
 }
 
 macro_rules! directives {
@@ -147,6 +240,50 @@ directives! {
         "As uwsgi_max_temp_file_size.";
     "wsgi_temp_file_write_size" "size" "8k|16k" Location Upstream(Setting::TempFileWriteSize),
         "As uwsgi_temp_file_write_size.";
+    "wsgi_limit_rate" "rate" "0" Location Upstream(Setting::LimitRate),
+        "As uwsgi_limit_rate: bytes per second that are read of a buffered response; 0 = no limit.";
+    "wsgi_force_ranges" "on | off" "off" Location Upstream(Setting::ForceRanges),
+        "As uwsgi_force_ranges: ranges are served of every response, whatever its Accept-Ranges.";
+    "wsgi_pass_request_headers" "on | off" "on" Location Upstream(Setting::PassRequestHeaders),
+        "As uwsgi_pass_request_headers: whether the environ has the request's header fields. CONTENT_TYPE and CONTENT_LENGTH belong to the body.";
+    "wsgi_pass_request_body" "on | off" "on" Location Upstream(Setting::PassRequestBody),
+        "As uwsgi_pass_request_body. Without it the environ has no CONTENT_LENGTH.";
+    "wsgi_cache" "zone | off" "off" Location Upstream(Setting::Cache),
+        "As uwsgi_cache: the zone (of a wsgi_cache_path) that responses of this location are kept in; the name may contain variables.";
+    "wsgi_cache_path" "path [levels=levels] [use_temp_path=on|off] keys_zone=name:size [inactive=time] [max_size=size] [min_free=size] [manager_files=number] [manager_sleep=time] [manager_threshold=time] [loader_files=number] [loader_sleep=time] [loader_threshold=time]" "" Http Upstream(Setting::CachePath),
+        "As uwsgi_cache_path: directory of a cache, and the zone of shared memory with its keys.";
+    "wsgi_cache_key" "string" "$scheme://$host:$server_port$request_uri" Location Upstream(Setting::CacheKey),
+        "As uwsgi_cache_key, which has no default. Ours takes, for subrequests and after internal redirects, the path and arguments that the application is asked for. The method is no part of it: see wsgi_cache_convert_head and, for more methods than GET and HEAD, name $request_method in a key of your own.";
+    "wsgi_cache_valid" "[code …] time" "" Location Upstream(Setting::CacheValid),
+        "As uwsgi_cache_valid: how long responses of these statuses are good that do not say it themselves (X-Accel-Expires, Cache-Control, Expires). Without codes: 200, 301 and 302; `any`: all.";
+    "wsgi_cache_methods" "GET | HEAD | POST …" "GET HEAD" Location Upstream(Setting::CacheMethods),
+        "As uwsgi_cache_methods; GET and HEAD are always among them.";
+    "wsgi_cache_min_uses" "number" "1" Location Upstream(Setting::CacheMinUses),
+        "As uwsgi_cache_min_uses: the request after which a response is kept.";
+    "wsgi_cache_bypass" "string …" "" Location Upstream(Setting::CacheBypass),
+        "As uwsgi_cache_bypass: the response does not come from the cache when one of the strings is neither empty nor 0.";
+    "wsgi_no_cache" "string …" "" Location Upstream(Setting::NoCache),
+        "As uwsgi_no_cache: the response is not kept when one of the strings is neither empty nor 0.";
+    "wsgi_cache_use_stale" "error | timeout | invalid_header | updating | http_500 | http_503 | http_403 | http_404 | http_429 | off …" "off" Location Upstream(Setting::CacheUseStale),
+        "As uwsgi_cache_use_stale: when an expired response is given. error: also when no worker can be had, or all rows are taken; timeout: also startup-timeout, queue-timeout and request-timeout; http_500: also an application that raised.";
+    "wsgi_cache_background_update" "on | off" "off" Location Upstream(Setting::CacheBackgroundUpdate),
+        "As uwsgi_cache_background_update: an expired response is given at once while a subrequest renews it.";
+    "wsgi_cache_revalidate" "on | off" "off" Location Upstream(Setting::CacheRevalidate),
+        "As uwsgi_cache_revalidate: the application is asked with If-Modified-Since and If-None-Match whether an expired response still holds.";
+    "wsgi_cache_lock" "on | off" "off" Location Upstream(Setting::CacheLock),
+        "As uwsgi_cache_lock: of several requests for what is not in the cache one asks the application, the others wait, without a row, for its answer.";
+    "wsgi_cache_lock_timeout" "time" "5s" Location Upstream(Setting::CacheLockTimeout),
+        "As uwsgi_cache_lock_timeout: after it a request asks the application itself, and its answer is not kept.";
+    "wsgi_cache_lock_age" "time" "5s" Location Upstream(Setting::CacheLockAge),
+        "As uwsgi_cache_lock_age: after it one more request may ask the application.";
+    "wsgi_cache_max_range_offset" "number" "" Location Upstream(Setting::CacheMaxRangeOffset),
+        "As uwsgi_cache_max_range_offset: a range that begins beyond it is passed to the application, and its answer not kept. Without it there is no limit.";
+    "wsgi_cache_convert_head" "on | off" "on" Location Upstream(Setting::CacheConvertHead),
+        "As proxy_cache_convert_head: for the cache a HEAD request becomes a GET. When off, wsgi_cache_key has to name $request_method.";
+    "wsgi_store" "on | off | string" "off" Location Upstream(Setting::Store),
+        "As uwsgi_store: keeps responses of status 200 as files, below root or alias, or where the string with its variables says.";
+    "wsgi_store_access" "users:permissions …" "user:rw" Location Upstream(Setting::StoreAccess),
+        "As uwsgi_store_access: mode of the files and directories that wsgi_store makes.";
 }
 
 /// Index in [`TABLE`] of the directive that reads this one's arguments.
