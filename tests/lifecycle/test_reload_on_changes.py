@@ -141,6 +141,28 @@ def test_every_way_to_save(serve) -> None:
             answers(server, f"{name}-{n}")
 
 
+def test_directories_and_files_named_elsewhere(serve) -> None:
+    """L11: of a directory, what comes, goes or is replaced counts; files named in mod_wsgi-express's own way are watched."""
+    server = begin(serve, "reload-extra-file={scratch}/templates")
+    templates, named = server.scratch / "templates", server.scratch / "named"
+    templates.mkdir()
+    named.mkdir()
+    (named / "file.cfg").touch()
+    reloader = "import sys, types\nsys.modules['mod_wsgi.express.reloader'] = r = types.ModuleType('reloader')\n"
+    reloader += f"r._files = [{str(named / 'file.cfg')!r}]\n"
+    server.write("changing.py", reloader + "VALUE = 'module-0'\n")
+    server.start()
+    answers(server, "module-0")
+    wait_until(lambda: is_watched(server, templates) and is_watched(server, named))
+    page = templates / "page.html"
+    for n, act in enumerate((page.touch, lambda: rename(page, "new"), page.unlink), 1):
+        act()
+        server.log.wait("templates. has changed", SOON, count=n)
+    rename(named / "file.cfg", "x")
+    server.log.wait("file.cfg. has changed", SOON)
+    everywhere(server, "module-0")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_broken_edits(serve, processes: int) -> None:
     """L11, L5: a syntax error, an exception, a module that does not exist: the old code goes on with one traceback, and
