@@ -11,6 +11,8 @@ from . import _worker
 interval = None
 # What the supervisor has been told.
 _told = set()
+# The modules when they were last looked through.
+_names = None
 _registered = []
 # Modification times of what was loaded, microseconds, by path: it may have changed before anybody watches.
 _versions = {}
@@ -71,6 +73,12 @@ def report(error=None):
 
 
 def _modules():
+    global _names
+    # Twice a second nothing is new: that costs a comparison of two lists.
+    names = list(sys.modules)
+    if names == _names:
+        return
+    _names = names
     for module in list(sys.modules.values()):
         try:
             # Past the module's own __getattr__, which may import or fail.
