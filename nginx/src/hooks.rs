@@ -5,7 +5,7 @@
 use crate::config::{ERROR, Main};
 use crate::guard::callback;
 use crate::log;
-use crate::pool::bytes;
+use crate::pool::{Pool, bytes};
 use crate::process::{self, Generation};
 use crate::sys;
 use mod_wsgi_core::config::{ServerConfig, Surroundings, limits, resolve};
@@ -165,6 +165,7 @@ pub unsafe extern "C" fn init_module(cycle: *mut sys::ngx_cycle_t) -> sys::ngx_i
             }
             if let Some(main) = main_of(cycle) {
                 log::set_least(main.log_level);
+                keep_environment(cycle);
                 match start(main, cycle) {
                     Ok(generation) => main.generation = Some(Rc::new(generation)),
                     Err(e) => log::write((*cycle).log, Level::Crit, &spoken(&e)),
@@ -173,6 +174,29 @@ pub unsafe extern "C" fn init_module(cycle: *mut sys::ngx_cycle_t) -> sys::ngx_i
         }
         OK
     })
+}
+
+/// nginx hands its next binary (USR2) only the variables that `env` names: the workers of an upgraded server would lose
+/// what this one was started with. All of them are named; `env` of the configuration goes first.
+fn keep_environment(cycle: *mut sys::ngx_cycle_t) {
+    // SAFETY: a live cycle whose configuration has been read; the core's list lies in its pool, as do the new entries,
+    // which end in NUL as nginx reads them.
+    unsafe {
+        let core = sys::mwr_core_conf(cycle, &raw mut sys::ngx_core_module).cast::<sys::ngx_core_conf_t>();
+        let (list, pool) = (&raw mut (*core).env, Pool::new((*cycle).pool));
+        let named: Vec<Vec<u8>> = std::slice::from_raw_parts((*list).elts.cast::<sys::ngx_str_t>(), (*list).nelts)
+            .iter()
+            .map(|s| bytes(s).split(|b| *b == b'=').next().unwrap_or_default().to_vec())
+            .collect();
+        // NGINX is nginx's own: what it has to say of sockets.
+        for name in
+            runtime::environ().into_keys().filter(|n| n != "NGINX" && !named.iter().any(|known| known == n.as_bytes()))
+        {
+            let Some(text) = pool.string(name.as_bytes()) else { return };
+            let Some(entry) = sys::ngx_array_push(list).cast::<sys::ngx_str_t>().as_mut() else { return };
+            *entry = text;
+        }
+    }
 }
 
 fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String> {
