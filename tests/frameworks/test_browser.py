@@ -8,8 +8,9 @@ import os
 import pytest
 
 from harness import browser, product
-from harness.apache import Apache
 from harness.example import place
+from harness.plan import Plan, Script
+from harness.server import Server
 
 READ_LINK = """
 const done = arguments[arguments.length - 1];
@@ -19,18 +20,20 @@ fetch(arguments[0]).then(r => r.arrayBuffer().then(b => crypto.subtle.digest('SH
 """
 
 
-def test_admin(apache) -> None:
-    """W14: a person's way through Django's admin; pages with their style, a 3 MB upload and its download."""
+def test_admin(serve) -> None:
+    """W14, N1, N16: a person's way through Django's admin; pages with their style, a 3 MB upload and its download."""
     why = browser.missing()
     if why:
         pytest.skip(why)
-    server: Apache = apache(start=False)
+    server: Server = serve(start=False)
     where = place("django", server.apps / "examples")
-    server.config = (
-        f"Alias /static {where}/data/static\nAddType text/javascript .js\nAddType image/svg+xml .svg\n"
-        f"WSGIDaemonProcess site python-home={product.venv()} home={where} processes=2 threads=5 "
-        f"env=DJANGO_DATA={where}/data\n"
-        f"WSGIScriptAlias / {where}/project/wsgi.py process-group=site application-group=%{{GLOBAL}}\n"
+    server.plan(
+        Plan(
+            f"python-home={product.venv()} home={where} processes=2 threads=5 env=DJANGO_DATA={where}/data",
+            Script(f"{where}/project/wsgi.py"),
+            files={"/static/": f"{where}/data/static"},
+            own={"apache": "AddType text/javascript .js\nAddType image/svg+xml .svg"},
+        )
     )
     server.start()
     data = os.urandom(3_000_000)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import http, product
-from harness.apache import Apache
+from harness import http, kinds, product
 from harness.peer import waitress
-from harness.server import running
+from harness.plan import Plan, Script
+from harness.server import Server, running
 
 pytestmark = pytest.mark.ours
 
@@ -28,35 +28,32 @@ SERVERS = {"date", "server", "connection", "keep-alive", "transfer-encoding", "v
 class Both:
     """The two servers."""
 
-    apache: Apache
+    kind: str
+    ours: Server
     waitress: int
 
     def ask(self, target: str, **kw: object) -> tuple[http.Response, http.Response]:
         """The answers of this module and of waitress."""
-        return self.apache.get(target, **kw), http.fetch(self.waitress, target, **kw)  # type: ignore[arg-type]
+        return self.ours.get(target, **kw), http.fetch(self.waitress, target, **kw)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Both]:
-    apache = Apache()
-    roots = {name: apache.scratch / f"dav-{name}" for name in ("ours", "theirs")}
+def both(server_kind: str) -> Iterator[Both]:
+    server = kinds.on(server_kind, Plan(root=None))
+    roots = {name: server.scratch / f"dav-{name}" for name in ("ours", "theirs")}
     for root in roots.values():
         root.mkdir()
         root.chmod(0o777)
-    config, mounts = "WSGIApplicationGroup %{GLOBAL}\n", {}
-    for name in [*FRAMEWORKS, "webdav"]:
-        config += (
-            f"WSGIDaemonProcess {name} threads=4 python-home={product.venv()} "
-            f"env=PYTHONWARNINGS=ignore::UserWarning env=MWR_DAV_ROOT={roots['ours']}\n"
-            f"WSGIScriptAlias /{name} {{apps}}/frameworks/{name}.wsgi process-group={name} application-group=%{{GLOBAL}}\n"
-        )
-        mounts[f"/{name}"] = f"frameworks/{name}.wsgi"
-    apache.config = config
+    names = [*FRAMEWORKS, "webdav"]
+    mounts = {f"/{name}": f"frameworks/{name}.wsgi" for name in names}
+    options = f"threads=4 python-home={product.venv()} env=PYTHONWARNINGS=ignore::UserWarning env=MWR_DAV_ROOT={roots['ours']}"
+    groups = {name: options for name in names}
+    server.plan(Plan(root=None, groups=groups, scripts={f"/{n}": Script(mounts[f"/{n}"], n) for n in names}))
     env = {"MWR_DAV_ROOT": str(roots["theirs"]), "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1"}
-    log = apache.scratch / "waitress.log"
+    log = server.scratch / "waitress.log"
     # the same files, for ETags are made of their paths
-    with running(apache) as live, waitress(apache.apps, mounts, env, log) as port:
-        yield Both(live, port)
+    with running(server) as live, waitress(server.apps, mounts, env, log) as port:
+        yield Both(server_kind, live, port)
 
 
 # --- Flask, Django, Bottle, Pyramid
@@ -106,22 +103,26 @@ REQUESTS: dict[str, tuple[str, str, list[tuple[str, str]], bytes | None]] = {
     "missing-coded": ("GET", "/a%2Fb/%C3%A9%20x", [], None),
 }
 
-#: (framework, request) as regular expressions: the fields that differ, and why
-DIFFERENCES: list[tuple[str, str, set[str], str]] = [
+HTTPD = "event|prefork"
+#: (server, framework, request) as regular expressions: the fields that differ, and why
+DIFFERENCES: list[tuple[str, str, str, set[str], str]] = [
     (
+        HTTPD,
         "django",
         "static-range",
         {"status", "content-range", "content-length", "body"},
         "httpd makes ranges of a file that the application answers whole (a 200 from wsgi.file_wrapper)",
     ),
     (
+        HTTPD,
         ".*",
         "missing-coded",
         {"content-type", "content-length", "body"},
         "AllowEncodedSlashes is Off in httpd: it answers 404 itself",
     ),
-    ("flask", "missing-coded", {"status"}, "the reason phrase: httpd's is 'Not Found', Flask's 'NOT FOUND'"),
+    (HTTPD, "flask", "missing-coded", {"status"}, "the reason phrase: httpd's is 'Not Found', Flask's 'NOT FOUND'"),
     (
+        ".*",
         "pyramid",
         "wrong-method",
         {"content-type", "content-length", "body"},
@@ -166,15 +167,15 @@ def compare(ours: http.Response, theirs: http.Response) -> dict[str, tuple[objec
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_request(both: Both, framework: str, request_name: str) -> None:
     """W14: the same answer as under waitress."""
-    both.apache.allow_log("Not Found|Method Not Allowed")
+    both.ours.allow_log("Not Found|Method Not Allowed")
     if (framework, request_name) == ("pyramid", "wrong-method"):
-        both.apache.expect_log("MWR0430: exception KeyError")
-        both.apache.allow_log(r"\[wsgi:error\]")
+        both.ours.expect_log("MWR0430: exception KeyError")
+        both.ours.allow_log(r"\[wsgi:error\]")
     method, target, extra, body = REQUESTS[request_name]
     found = compare(*both.ask(f"/{framework}{target}", method=method, headers=extra, body=body))
     expected: set[str] = set()
-    for f, r, names, _ in DIFFERENCES:
-        if re.fullmatch(f, framework) and re.fullmatch(r, request_name):
+    for s, f, r, names, _ in DIFFERENCES:
+        if re.fullmatch(s, both.kind) and re.fullmatch(f, framework) and re.fullmatch(r, request_name):
             expected |= names
     assert found.keys() == expected, found
 
@@ -183,7 +184,7 @@ def test_request(both: Both, framework: str, request_name: str) -> None:
 def test_upload_of_50_mb(both: Both, framework: str) -> None:
     """W14: 50 MB, by checksum."""
     body = multipart(50_000_000)
-    r = both.apache.get(f"/{framework}/upload", method="POST", headers=PART, body=body, timeout=120)
+    r = both.ours.get(f"/{framework}/upload", method="POST", headers=PART, body=body, timeout=120)
     digest = hashlib.sha256(b"0123456789abcdef" * 3_125_000).hexdigest()
     assert json.loads(r.body) == {"name": "f", "size": 50_000_000, "sha": digest}
 
@@ -257,11 +258,11 @@ def neutral(body: bytes) -> bytes:
 
 def test_webdav(both: Both) -> None:
     """W14: WebDAV's methods, large PUTs, locks: every step as under waitress."""
-    both.apache.allow_log(r"wsgidav|HTTP/1|\[wsgi:(error|warn)\]")
+    both.ours.allow_log(r"wsgidav|HTTP/1|\[wsgi:(error|warn)\]")
     tokens = ["", ""]
     for number, (method, path, extra, body, status) in enumerate(STEPS):
         answers = []
-        for i, port in enumerate((both.apache.port, both.waitress)):
+        for i, port in enumerate((both.ours.port, both.waitress)):
             sent = [(k, v.replace("TOKEN", tokens[i])) for k, v in extra]
             r = http.fetch(port, f"/webdav{path}", method=method, headers=sent, body=body)
             if method == "LOCK" and (token := r.header("Lock-Token")):

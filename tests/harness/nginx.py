@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 from typing import Any
@@ -152,7 +153,7 @@ class Nginx(Server):
 def translate(pattern: str) -> str:
     """A pattern for Apache's log as one for nginx's, whose levels stand in brackets of their own: `[error]` for
     `[wsgi:error]`, `#12: ` for `] ` before the text."""
-    pattern = pattern.replace("wsgi:", r"(?:wsgi:|\[)")
+    pattern = re.sub(r"(\\\[)?wsgi:", lambda m: r"\[(?:wsgi:)?" if m[1] else r"(?:wsgi:|\[)", pattern)
     # nginx says behind a message what it was doing, and for whom
     return pattern[:-1] + r"(?:$| while |, client: )" if pattern.endswith("$") else pattern
 

@@ -8,14 +8,11 @@ import sys
 import pytest
 
 from harness import product
-from harness.apache import Apache
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = [pytest.mark.ours, pytest.mark.root]
-CONFIG = """
-WSGIDaemonProcess g processes=1 threads=4
-WSGIScriptAlias / {apps}/life.wsgi process-group=g application-group=%{GLOBAL}
-"""
 CROWD = """
 import os, resource, socket, sys, time
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -36,10 +33,10 @@ while True:
 """
 
 
-def test_a_crowd_of_silent_connections(apache) -> None:
+def test_a_crowd_of_silent_connections(serve) -> None:
     """R21: nobody who may connect can keep server processes from registering, or people from commanding, by opening
     connections and saying nothing."""
-    one: Apache = apache(CONFIG)
+    one: Server = serve(Plan("processes=1 threads=4"))
     directory = next(one.run.glob("**/ctl.sock")).parent
     user = product.server_user()[0]
     crowd = [

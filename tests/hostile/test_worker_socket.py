@@ -1,4 +1,4 @@
-"""R21: strangers and liars on the sockets between httpd and the workers. httpd lives, requests are answered."""
+"""R21: strangers and liars on the sockets between the server and the workers. The server lives, requests are answered."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import threading
 import pytest
 
 from harness import http, procs, product
-from harness.apache import Apache
+from harness.plan import Plan
+from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = [pytest.mark.ours]
 
-CONFIG = """
-WSGIDaemonProcess g processes=1 threads=4
-WSGIProcessGroup g
-WSGIApplicationGroup %{GLOBAL}
-WSGIScriptAlias / {apps}/conform.wsgi
-"""
+PLAN = Plan("processes=1 threads=4", "conform.wsgi", settings={"reload_on_restart": "on"})
 HELLO, REQUEST, RESPONSE, DATA, END, DONE = 1, 2, 6, 7, 10, 11
 
 
@@ -35,7 +31,7 @@ def hello(token: bytes = b"\0" * 16, version: int = 1) -> bytes:
     return frame(HELLO, struct.pack("<HHI", version, 0, 1) + token)
 
 
-def worker_sockets(server: Apache) -> list[str]:
+def worker_sockets(server: Server) -> list[str]:
     return [s for s in server.sockets() if "/w/" in s]
 
 
@@ -65,8 +61,8 @@ def _dirfd(path: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def server(shared) -> Apache:
-    return shared(CONFIG)
+def server(serve_all) -> Server:
+    return serve_all(PLAN)
 
 
 CASES = {
@@ -85,7 +81,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stranger_is_shown_the_door(server: Apache, name: str) -> None:
+def test_stranger_is_shown_the_door(server: Server, name: str) -> None:
     """R21: wrong token, unknown version, garbage: connection closed, coded log line, the worker goes on."""
     assert server.get("/exact?on").status == 200
     # the worker limits how often it logs such a thing: the first one must be there
@@ -97,14 +93,14 @@ def test_stranger_is_shown_the_door(server: Apache, name: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, 31])
-def test_truncated_hello(server: Apache, cut: int) -> None:
+def test_truncated_hello(server: Server, cut: int) -> None:
     """R21: a HELLO that ends early closes the connection without harm."""
     server.allow_log(r"MWR04\d\d")
     assert talk(worker_sockets(server)[0], hello()[:cut], half_close=True) == b""
     assert server.get("/exact?on").text == "exact:on"
 
 
-def test_silent_connections(server: Apache) -> None:
+def test_silent_connections(server: Server) -> None:
     """R21: connections that say nothing do not keep requests from the worker."""
     server.allow_log(r"MWR04\d\d")
     path = worker_sockets(server)[0]
@@ -121,7 +117,7 @@ def test_silent_connections(server: Apache) -> None:
             s.close()
 
 
-def test_flood_of_garbage(server: Apache) -> None:
+def test_flood_of_garbage(server: Server) -> None:
     """R21: garbage on many connections while requests run: all are answered, the log stays bounded."""
     server.allow_log(r"MWR04\d\d")
     path = worker_sockets(server)[0]
@@ -147,7 +143,7 @@ def test_flood_of_garbage(server: Apache) -> None:
     assert len(server.log.poll()) - before < 5000
 
 
-def test_control_socket(server: Apache) -> None:
+def test_control_socket(server: Server) -> None:
     """R21: garbage and a wrong secret on ctl.sock: closed or refused; requests and restarts go on."""
     server.allow_log(r"MWR03\d\d")
     path = next(s for s in server.sockets() if s.endswith("/ctl.sock"))
@@ -276,19 +272,20 @@ PLAYS = {
 }
 
 
-def _swap(server: Apache, play) -> FakeWorker:
-    """Puts a fake worker in place, and closes the connections that httpd keeps to the real one by new children."""
+def _swap(server: Server, play) -> FakeWorker:
+    """Puts a fake worker in place, and closes the connections that the server keeps to the real one by new children."""
     paths = worker_sockets(server)
     return FakeWorker(paths[-1], play)
 
 
 @pytest.mark.root
+@pytest.mark.on("prefork", "nginx")
+@pytest.mark.everywhere
 @pytest.mark.parametrize("name", PLAYS)
-def test_lying_worker(apache, name: str) -> None:
-    """R21: malformed frames from a worker: 502 (or 503 where nothing started), a coded line, and httpd lives."""
-    server = apache(
-        CONFIG, mpm="prefork", server_config="StartServers 2\nMinSpareServers 1\nMaxSpareServers 4\nMaxRequestWorkers 8"
-    )
+def test_lying_worker(serve, name: str) -> None:
+    """R21: malformed frames from a worker: 502 (or 503 where nothing started), a coded line, and the server lives."""
+    room = "StartServers 2\nMinSpareServers 1\nMaxSpareServers 4\nMaxRequestWorkers 8"
+    server = serve(PLAN, room={"prefork": room})
     wait_until(lambda: worker_sockets(server), 10, "the worker's socket")
     fake = _swap(server, PLAYS[name])
     server.log.allow(r"MWR0[234]\d\d")
@@ -306,7 +303,7 @@ def test_lying_worker(apache, name: str) -> None:
         assert fake.connections > 0
         assert server.log.wait(r"MWR02\d\d"), "a coded line"
         alive = {p.pid for p in server.server_processes()}
-        assert children & alive == children, "no child of httpd has died"
+        assert children & alive == children, "no process of the server has died"
     finally:
         fake.close()
     server.graceful()
@@ -314,12 +311,12 @@ def test_lying_worker(apache, name: str) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.on("prefork", "nginx")
 @pytest.mark.parametrize("end", ["close", "short", "surplus"])
-def test_lying_length(apache, end: str) -> None:
+def test_lying_length(serve, end: str) -> None:
     """Pitfall S14: fewer or more bytes than declared on a keep-alive connection: the next answer is intact."""
-    server = apache(
-        CONFIG, mpm="prefork", server_config="StartServers 1\nMinSpareServers 1\nMaxSpareServers 1\nMaxRequestWorkers 4"
-    )
+    room = "StartServers 1\nMinSpareServers 1\nMaxSpareServers 1\nMaxRequestWorkers 4"
+    server = serve(PLAN, room={"prefork": room})
     wait_until(lambda: worker_sockets(server), 10)
     head = response(
         b"12345", ((b"Content-Length", b"10" if end != "surplus" else b"3"),), flags=3 if end == "surplus" else 0
@@ -341,7 +338,7 @@ def test_lying_length(apache, end: str) -> None:
         fake.close()
 
 
-def test_hostile_tokens_do_not_leak(server: Apache) -> None:
+def test_hostile_tokens_do_not_leak(server: Server) -> None:
     """DESIGN 9: no process shows a token or secret in its command line or environment."""
     import re
 
