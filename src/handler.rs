@@ -144,10 +144,7 @@ fn run(r: &Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> Result<c_in
         Ok(Some(expected)) => {
             // Refused before a byte of the body is read, or 100 Continue is sent.
             let pool = link.pool(&route.group, &route.application, route.limits)?;
-            if !pool.has_room() {
-                r.close_after();
-                return Err(RequestError::QueueFull(pool.label()));
-            }
+            pool.check_room().inspect_err(|_| r.close_after())?;
             match upload::read(r, expected, runtime.store()) {
                 Ok(Ok(body)) => body,
                 Ok(Err(e)) => return Err(RequestError::Spool(e)),

@@ -207,16 +207,23 @@ impl Pool {
         self.slots[slot as usize].passed_over.store(self.now() + PASS_OVER.as_millis() as u64, Relaxed);
     }
 
-    /// Whether a request could get a row now, or a worker that is still to come: asked before a body is read.
-    pub fn has_room(&self) -> bool {
+    /// Whether a request could get a row now, or of a worker that is still to come: asked before a body is read.
+    pub fn check_room(&self) -> Result<(), RequestError> {
         let mut any = false;
         for s in (0..self.shape().slots).filter(|s| self.table.slot(*s).1 == SlotState::Ready) {
             any = true;
             if self.table.in_use(s) < self.shape().rows as usize {
-                return true;
+                return Ok(());
             }
         }
-        !any && self.table.pool() != PoolState::Failed
+        if any {
+            self.table.count(header::QUEUE_FULL);
+            return Err(RequestError::QueueFull(self.label()));
+        }
+        match self.table.pool() {
+            PoolState::Failed => Err(RequestError::GroupFailed(self.label())),
+            _ => Ok(()),
+        }
     }
 
     /// Whether requests of this pool must ask the supervisor for another table.

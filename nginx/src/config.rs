@@ -179,7 +179,12 @@ unsafe extern "C" fn merge_location(cf: *mut sys::ngx_conf_t, outer: *mut c_void
         let (outer, inner) = unsafe { (&mut *outer.cast::<Location>(), &mut *inner.cast::<Location>()) };
         match settings::merge(cf, outer, inner) {
             Ok(()) => {}
-            Err(text) => return if text.is_empty() { ERROR } else { fail(cf, &text) },
+            Err(text) if text.is_empty() => return ERROR,
+            Err(text) => {
+                // nginx itself names the end of the block that was read last.
+                let at = inner.script.as_ref().map(|s| format!(" (location of wsgi_script at {})", s.at));
+                return fail(cf, &format!("{text}{}", at.unwrap_or_default()));
+            }
         }
         // All fields, so that none is forgotten; the first six are nginx's upstream settings, which have been merged.
         let Location {
@@ -235,20 +240,36 @@ fn inherit_script(cf: *mut sys::ngx_conf_t, outer: &Location, inner: &mut Locati
     }
 }
 
+/// The name that a selector of configuration alone gives; `None`: it depends on the request.
+fn literal(s: Option<&Selector>) -> Option<&str> {
+    match s {
+        None | Some(Selector::Global) => Some(""),
+        Some(Selector::Literal(n)) => Some(n),
+        Some(_) => None,
+    }
+}
+
+/// Whether the groups that a place names are known without a request.
+pub fn check_groups(d: &DirConfig) -> Result<(), String> {
+    let refused = |name: &str, more: &str| {
+        Err(format!("{name}: a name or %{{GLOBAL}}{more} is expected here, other %{{…}} depend on the request"))
+    };
+    if literal(d.process_group.as_ref()).is_none() {
+        return refused("wsgi_process_group", "");
+    }
+    match &d.application_group {
+        Some(Selector::Resource) => Ok(()),
+        other if literal(other.as_ref()).is_some() => Ok(()),
+        _ => refused("wsgi_application_group", " or %{RESOURCE}"),
+    }
+}
+
 fn route(d: &DirConfig, script: &Script) -> Result<Route, String> {
-    let refused = |name: &str| {
-        format!("{name}: a name is expected here; %{{GLOBAL}} is known too, other %{{…}} depend on the request")
-    };
-    let group = match &d.process_group {
-        None | Some(Selector::Global) => String::new(),
-        Some(Selector::Literal(n)) => n.clone(),
-        Some(_) => return Err(refused("wsgi_process_group")),
-    };
+    check_groups(d)?;
+    let group = literal(d.process_group.as_ref()).unwrap_or_default().to_owned();
     let application = match &d.application_group {
-        None | Some(Selector::Global) => String::new(),
-        Some(Selector::Literal(n)) => n.clone(),
         Some(Selector::Resource) => script.file.clone(),
-        Some(_) => return Err(refused("wsgi_application_group")),
+        other => literal(other.as_ref()).unwrap_or_default().to_owned(),
     };
     Ok(Route {
         group,

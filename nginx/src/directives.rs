@@ -1,7 +1,7 @@
 //! nginx's command table, made from the table in core.
 #![allow(unsafe_code)]
 
-use crate::config::{ERROR, Param, Script, Value, compile, fail, location, main_of, place, words};
+use crate::config::{ERROR, Param, Script, Value, check_groups, compile, fail, location, main_of, place, words};
 use crate::guard::callback;
 use crate::handler;
 use crate::pool::{Pool, bytes, constant};
@@ -102,6 +102,9 @@ unsafe extern "C" fn set_shared(
         let mut target = Target { server: &mut fresh, dir: &mut loc.dir, compile: &mut compile };
         if let Err(e) = directives::apply(shared, &mut target, &words) {
             return fail(cf, &spoken(&e));
+        }
+        if let Err(e) = check_groups(&loc.dir) {
+            return fail(cf, &e);
         }
         let taken = |n: &str| main.settings.groups.iter().any(|g| g.name == n);
         if let Some(twice) = fresh.groups.iter().find(|g| taken(&g.name)) {

@@ -42,8 +42,9 @@ pub unsafe extern "C" fn handle(r: *mut sys::ngx_http_request_t) -> sys::ngx_int
     })
 }
 
-/// Refused before a byte of the body is read, or 100 Continue is sent. With a cache nobody knows yet whether a worker is
-/// needed at all. Gives whether the body is streamed: with a cache it never is, for what is kept needs no body.
+/// A body is refused before a byte of it is read, or 100 Continue is sent; what has none is refused by the peer, which gives
+/// a worker that is just freeing a row a moment. With a cache nobody knows yet whether a worker is needed at all. Gives
+/// whether the body is streamed: with a cache it never is, for what is kept needs no body.
 fn admit(r: &Request<'_>, location: &Location) -> Result<bool, RequestError> {
     let route = &location.route;
     if cache::may_answer(r, location) {
@@ -55,9 +56,12 @@ fn admit(r: &Request<'_>, location: &Location) -> Result<bool, RequestError> {
         UNSET => !limits.request_buffering,
         on => on == 0,
     };
+    if !feed::is_announced(r) {
+        return Ok(streams);
+    }
     match process.group(&route.group, &route.application)? {
-        Some(g) if !g.pool.has_room() => Err(RequestError::QueueFull(g.pool.label())),
-        _ => Ok(streams),
+        Some(g) => g.pool.check_room().map(|()| streams),
+        None => Ok(streams),
     }
 }
 

@@ -99,37 +99,6 @@ def test_groups_are_separate_processes(nginx: Callable[..., Nginx]) -> None:
     assert own["application_group"] == "own" and automatic["process_group"] == ""
 
 
-@pytest.mark.parametrize(
-    ("config", "http_config", "message"),
-    [
-        ("", "wsgi_daemon_process x threads=no;", "wsgi_daemon_process x: threads='no' must be a whole number"),
-        ("", "wsgi_daemon_process x thread=5;", "did you mean 'threads'"),
-        ("", "wsgi_daemon_process x socket-timeout=5;", "no option on nginx, where wsgi_read_timeout"),
-        ("", "wsgi_daemon_process x response-socket-timeout=5;", "no option on nginx, where send_timeout"),
-        ("", "wsgi_daemon_process x user=nobody-here;", "user 'nobody-here' does not exist in"),
-        ("", "wsgi_daemon_process x python-home=/nowhere;", "/nowhere"),
-        ("location / { wsgi_script /nowhere.wsgi; }", "", "script '/nowhere.wsgi' does not exist in"),
-        ("location / { wsgi_script {apps}/inspect.wsgi; wsgi_process_group y; }", "", "add wsgi_daemon_process y"),
-        ("location / { wsgi_script {apps}/inspect.wsgi x=y; }", "", "'x=y' is not mount=/prefix"),
-        (
-            "location / { wsgi_script {apps}/inspect.wsgi; wsgi_process_group '%{ENV:x}'; }",
-            "",
-            "wsgi_process_group: a name",
-        ),
-        ("location / { wsgi_script {apps}/inspect.wsgi; wsgi_buffers 1 4k; }", "", "at least 2 wsgi_buffers"),
-        ("", "wsgi_daemon_process x; wsgi_daemon_process x;", "wsgi_daemon_process x: the name is used twice"),
-    ],
-)
-def test_mistakes_fail_the_configuration_test(
-    nginx: Callable[..., Nginx], config: str, http_config: str, message: str
-) -> None:
-    """N13: `nginx -t` fails, names file and line, and says what to do."""
-    server = nginx(config, http_config=http_config, start=False)
-    code, said = server.configtest()
-    assert code != 0 and message in said, said
-    assert "nginx.conf:" in said and "panic" not in said
-
-
 def test_a_test_of_the_configuration_changes_nothing(nginx: Callable[..., Nginx]) -> None:
     """N9: `nginx -t` beside a live server: the same processes, sockets and answers."""
     server = nginx(BLOG, http_config=GROUP)
