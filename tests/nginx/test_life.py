@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import inspect
+from harness import inspect, procs
 from harness.nginx import Nginx
 from harness.wait import Timeout, wait_until
 
@@ -63,14 +63,14 @@ def test_reload_keeps_workers_and_loses_nothing(nginx: Callable[..., Nginx]) -> 
     """N9, N17: reloads under load lose no request and, where no setting has changed, replace no worker."""
     server = nginx(SITE, http_config=GROUP)
     server.allow_log("open socket|aio")
-    before = {inspect.look(server)["pid"] for _ in range(10)}
+    server.log.wait("is ready after", count=2)
+    before = server.ready("blog")
     with Load(server) as load:
         for _ in range(3):
             server.reload()
             wait_until(lambda: len(server.server_processes()) >= 2, 10)
     assert len(load.statuses) > 100 and not load.lost()
-    assert {inspect.look(server)["pid"] for _ in range(10)} <= before | {p.pid for p in server.processes()}
-    assert inspect.look(server)["pid"] in before
+    assert len(before) == 2 and {inspect.look(server)["pid"] for _ in range(10)} <= before == server.ready("blog")
 
 
 def test_reload_replaces_what_has_changed(nginx: Callable[..., Nginx]) -> None:
@@ -150,6 +150,7 @@ def test_a_stuck_worker_does_not_hold_what_others_can_run(nginx: Callable[..., N
     stopped = int(pids.pop())
     os.kill(stopped, signal.SIGSTOP)
     try:
+        wait_until(lambda: procs.threads_stopped(stopped), 10, "every thread has stopped")
         answers = [server.get(method="POST", body=b"x", timeout=10) for _ in range(20)]
     finally:
         os.kill(stopped, signal.SIGCONT)
@@ -209,7 +210,7 @@ def test_the_supervisor_follows_a_rotated_log(nginx: Callable[..., Nginx]) -> No
     """N9: when nginx opens its error log anew (USR1), lines of the supervisor and of workers go to the new file too."""
     server = nginx(SITE, http_config=GROUP)
     assert server.get().status == 200
-    server.log.wait("is ready after")
+    server.log.wait("is ready after", count=2)
     old = server.error_log.with_suffix(".1")
     server.error_log.rename(old)
     os.kill(server.pid, signal.SIGUSR1)
