@@ -133,6 +133,11 @@ void mwr_force_reinit(ngx_http_upstream_t *u)
     u->request_sent = 1;
 }
 
+ngx_int_t mwr_watch_write(ngx_event_t *ev)
+{
+    return ngx_handle_write_event(ev, 0);
+}
+
 void mwr_free_chain(ngx_pool_t *pool, ngx_chain_t *cl)
 {
     ngx_free_chain(pool, cl);

@@ -53,6 +53,8 @@ unsigned mwr_port(struct sockaddr *sa);
 char *mwr_set_limit_rate(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 /* Prepares the reset that ngx_http_upstream_connect does for a request that is sent again. */
 void mwr_force_reinit(ngx_http_upstream_t *u);
+/* ngx_handle_write_event: needed where events are not edge-triggered. */
+ngx_int_t mwr_watch_write(ngx_event_t *ev);
 /* ngx_free_chain */
 void mwr_free_chain(ngx_pool_t *pool, ngx_chain_t *cl);
 

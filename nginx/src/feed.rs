@@ -32,8 +32,10 @@ enum State {
     Whole,
     /// The application has not asked yet.
     Unasked,
-    /// It has: the reading is about to begin, or has begun and gives nothing before it is over.
+    /// It has: the reading is about to begin.
     Asked,
+    /// nginx has been told to read, and will say when there is something.
+    Opening,
     Open,
     /// BODY_END has been framed.
     Ending,
@@ -247,7 +249,7 @@ unsafe extern "C" fn on_worker(r: *mut sys::ngx_http_request_t, u: *mut sys::ngx
             match state {
                 State::Asked => open(r),
                 State::Open | State::Ending | State::Ended => flow(r),
-                State::Whole | State::Unasked | State::Shut => {}
+                State::Whole | State::Unasked | State::Opening | State::Shut => {}
             }
         }
     });
@@ -273,6 +275,7 @@ unsafe fn open(r: *mut sys::ngx_http_request_t) {
             // Inside an answer it is too late for 100 Continue.
             (*r).set_expect_tested(1);
         }
+        exchange(r).feed.state = State::Opening;
         exchange(r).feed.watch = (*r).read_event_handler;
         let writing = (*r).write_event_handler;
         (*r).set_request_body_no_buffering(1);
@@ -297,7 +300,7 @@ unsafe extern "C" fn on_body(r: *mut sys::ngx_http_request_t) {
         // this handler would have been replaced.
         unsafe {
             let x = exchange(r);
-            if x.feed.state != State::Asked {
+            if x.feed.state != State::Opening {
                 return;
             }
             x.feed.state = State::Open;
@@ -354,6 +357,9 @@ unsafe fn flow(r: *mut sys::ngx_http_request_t) {
                     break;
                 }
             }
+        }
+        if sys::mwr_watch_write((*c).write) != OK {
+            return finish(r, SERVER_ERROR);
         }
         let conf = &*(*u).conf;
         if blocked {

@@ -264,6 +264,24 @@ def test_both_ways_at_once(server: Server, announced: bool) -> None:
 
 
 @pytest.mark.ours
+@pytest.mark.parametrize("size", [1, 5000, 60_000])
+def test_a_body_that_has_come_before_it_is_read(server: Server, size: int) -> None:
+    """W5: the whole of it, and its end, before the application asks."""
+    gate = server.scratch / "gate"
+    gate.unlink(missing_ok=True)
+    data = b"g" * size
+    told = server.scratch / "notes"
+    before = told.read_text().count("gated") if told.exists() else 0
+    with client(server) as c:
+        s = c.post("/streamed/gated", data)
+        wait_until(lambda: told.exists() and told.read_text().count("gated") > before, 10, "the application runs")
+        # an answer behind it on the same connection: the body has been read from the socket
+        assert c.read(c.get("/app/part/next")) == b"[GET /part/next  0]"
+        gate.touch()
+        assert c.read(s) == data and c.ended[s] == "whole"
+
+
+@pytest.mark.ours
 def test_refused_without_reading(server: Server) -> None:
     """W5: an early answer ends the stream, and the others go on."""
     with client(server) as c:
