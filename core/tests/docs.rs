@@ -130,47 +130,38 @@ fn documented_defaults_are_the_constants() {
 }
 
 fn nginx_page() -> String {
-    use mod_wsgi_core::directives::nginx::{NGINX, Place};
-    let mut out = "# nginx\n\n\
+    use mod_wsgi_core::directives::nginx::{NGINX, Place, Section};
+    let mut out = "# Directives of the nginx module\n\n\
         <!-- Generated from the table in core/src/directives/nginx.rs by `make docs`. -->\n\n\
-        The module runs the same supervisor and the same workers as on Apache, behind nginx's own upstream machinery: \
-        buffers, temporary files, time-outs, error pages and logs are nginx's.\n\n\
-        ```\n\
-        load_module /usr/local/lib/mod-wsgi-rs/ngx_http_wsgi_rs_module.so;\n\
-        http {\n    \
-            wsgi_daemon_process blog processes=2 threads=15 python-home=/srv/blog/venv user=blog group=blog;\n    \
-            server {\n        \
-                location / { wsgi_script /srv/blog/app.wsgi; wsgi_process_group blog; }\n        \
-                location /static/ { alias /srv/blog/static/; }\n    \
-            }\n\
-        }\n\
-        ```\n\n\
-        Options of `wsgi_daemon_process` are those of [options.md](options.md); `no-new-privileges` is on unless told. A word \
-        with braces needs quotes in nginx: `wsgi_process_group \"%{GLOBAL}\"`.\n\n\
-        A module fits one version of nginx: after an upgrade of nginx build it anew (`make build`, with nginx-dev, or with \
-        NGINX_SOURCE_DIR and NGINX_BUILD_DIR naming a configured source tree).\n\n\
-        Not in this version: `wsgi_request_buffering off`, the cache and store directives, the variables. With \
-        `master_process off` nginx itself serves nobody after a reload.\n"
+        How to use them: [nginx.md](nginx.md). Options of `wsgi_daemon_process` are those of [options.md](options.md); \
+        `no-new-privileges` is on unless told. A word with braces needs quotes in nginx: `wsgi_process_group \"%{GLOBAL}\"`.\n\
+        Names, defaults and meaning are those of `uwsgi_…` where nginx has the like. What concerns connections over a \
+        network has no counterpart (`uwsgi_bind`, `uwsgi_socket_keepalive`, `uwsgi_ssl_…`), nor have the modifiers of the \
+        uwsgi protocol.\n"
         .to_owned();
-    for d in NGINX {
-        let place = match d.place {
-            Place::Http => "http",
-            Place::Server => "http, server",
-            Place::Location => "http, server, location",
-            Place::Content => "location, if in location",
-        };
-        let default = if d.default.is_empty() { "none".to_owned() } else { format!("`{}`", d.default) };
-        write!(
-            out,
-            "\n## {0}\n\n{1}\n\n- Syntax: `{0} {2};`\n- Default: {default}\n- Context: {place}\n",
-            d.name, d.help, d.syntax
-        )
-        .unwrap();
+    for section in Section::ALL {
+        let (title, introduction) = section.title();
+        write!(out, "\n## {title}\n\n{introduction}\n").unwrap();
+        for d in NGINX.iter().filter(|d| d.section() == section) {
+            let place = match d.place {
+                Place::Http => "http",
+                Place::Server => "http, server",
+                Place::Location => "http, server, location",
+                Place::Content => "location, if in location",
+            };
+            let default = if d.default.is_empty() { "none".to_owned() } else { format!("`{}`", d.default) };
+            write!(
+                out,
+                "\n### {0}\n\n{1}\n\n- Syntax: `{0} {2};`\n- Default: {default}\n- Context: {place}\n",
+                d.name, d.help, d.syntax
+            )
+            .unwrap();
+        }
     }
     out
 }
 
 #[test]
 fn nginx_directives_are_documented() {
-    check("nginx.md", &nginx_page());
+    check("nginx-directives.md", &nginx_page());
 }

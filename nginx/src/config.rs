@@ -8,6 +8,7 @@ use crate::pool::{Pool, bytes};
 use crate::process::Generation;
 use crate::settings;
 use crate::sys;
+use crate::variables;
 use mod_wsgi_core::config::{DirConfig, Selector, ServerConfig};
 use mod_wsgi_wire::control::Preload;
 use mod_wsgi_wire::frame::Level;
@@ -112,7 +113,7 @@ pub struct Route {
 }
 
 pub static HTTP_CONTEXT: sys::ngx_http_module_t = sys::ngx_http_module_t {
-    preconfiguration: None,
+    preconfiguration: Some(variables::add),
     postconfiguration: None,
     create_main_conf: Some(create_main),
     init_main_conf: None,

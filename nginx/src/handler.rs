@@ -175,6 +175,15 @@ pub unsafe fn exchange<'x>(r: *mut sys::ngx_http_request_t) -> &'x mut Exchange 
     unsafe { &mut *(*(*r).upstream).peer.data.cast() }
 }
 
+/// The exchange of a request whose upstream is, or has been, ours: after an internal redirect it may be another module's.
+pub fn dealings<'x>(r: &'x Request<'_>) -> Option<&'x Exchange> {
+    // SAFETY: null, or the request's own upstream; the tag says that `begin` has made it, with an exchange.
+    unsafe {
+        let u = r.upstream().as_ref()?;
+        if u.output.tag != cache::tag() { None } else { u.peer.data.cast::<Exchange>().as_ref() }
+    }
+}
+
 /// nginx wants what is to be sent.
 unsafe extern "C" fn create_request(r: *mut sys::ngx_http_request_t) -> sys::ngx_int_t {
     callback("create_request", ERROR, || {

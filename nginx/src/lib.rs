@@ -21,6 +21,7 @@ mod response;
 mod settings;
 mod store;
 mod sys;
+mod variables;
 
 use std::ffi::c_char;
 

@@ -51,6 +51,12 @@ pub struct Exchange {
     pub passing: bool,
     /// When the head came, and how long the application had had the request then.
     pub head_at: Option<(Instant, Duration)>,
+    /// When the last of the answer came.
+    pub ended_at: Option<Instant>,
+    /// When it was given up, or handed back, before a worker began it.
+    pub unrun_at: Option<Instant>,
+    /// The worker that was asked last.
+    pub pid: Option<u32>,
     /// The Retry-After of a failure, in the answer's head.
     pub retry_after: *mut sys::ngx_table_elt_t,
     /// When it began to look for a worker; its body had been read by then.
@@ -116,6 +122,9 @@ impl Exchange {
             no_file: false,
             passing: false,
             head_at: None,
+            ended_at: None,
+            unrun_at: None,
+            pid: None,
             retry_after: std::ptr::null_mut(),
             started: Instant::now(),
             tries: 0,
@@ -184,7 +193,24 @@ impl Exchange {
             let log = unsafe { Request::new(self.r) }.log();
             log::write(log, f.verdict.level, &format!("{}: {}", f.verdict.code, f.text));
         }
+        if self.lease.is_none() || self.recalled {
+            self.unrun_at = Some(Instant::now());
+        }
         self.failure = Some(f);
+    }
+
+    /// How long the request waited before a worker began it, or before it was given up.
+    pub fn queued(&self) -> Option<Duration> {
+        match (self.head_at, self.unrun_at) {
+            (Some((at, ran)), _) => Some(at.saturating_duration_since(self.started).saturating_sub(ran)),
+            (None, at) => at.map(|at| at.saturating_duration_since(self.started)),
+        }
+    }
+
+    /// How long the application had the request, from its beginning to the last of its answer.
+    pub fn ran(&self) -> Option<Duration> {
+        let ((at, ran), end) = (self.head_at?, self.ended_at?);
+        Some(ran + end.saturating_duration_since(at))
     }
 }
 
@@ -307,6 +333,7 @@ impl Exchange {
         };
         match opened {
             Ok(wire) => {
+                self.pid = Some(pool.table.pid(lease.slot));
                 self.lease = Some(lease);
                 self.failing = None;
                 Ok(Taken::Wire(wire))
@@ -346,7 +373,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
             pc.name = (&raw const NAME.0).cast_mut();
             pc.set_cached(0);
             (x.woken, x.recalled, x.not_run, x.lost, x.another) = (false, false, false, None, false);
-            (x.reader, x.framer, x.head_at) = (Reader::default(), None, None);
+            (x.reader, x.framer, x.head_at, x.ended_at) = (Reader::default(), None, None, None);
             if std::mem::take(&mut x.again) {
                 sys::mwr_force_reinit((*x.r).upstream);
             }
@@ -398,6 +425,7 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
         // SAFETY: as in `get`.
         let (pc, x) = unsafe { (&mut *pc, &mut *data.cast::<Exchange>()) };
         let wire = std::mem::replace(&mut x.wire, std::ptr::null_mut());
+        x.ended_at = x.head_at.map(|_| Instant::now());
         if let (Some(p), Some(ticket)) = (current(), x.ticket.take()) {
             p.drop_ticket(ticket);
         }

@@ -251,6 +251,11 @@ fn start(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, x: &mut Exchange, he
         }
     };
     let rc = give_head(r, u, head, framer.content_length());
+    // For $upstream_status: nginx leaves it to whoever reads the head.
+    // SAFETY: null, or the record of this try.
+    if let Some(state) = unsafe { u.state.as_mut() }.filter(|s| s.status == 0) {
+        state.status = u.headers_in.status_n;
+    }
     if whole.is_some() {
         feed::answered_whole(r, x);
     }
