@@ -63,6 +63,8 @@ install: ## Install below PREFIX (/usr/local); DESTDIR for packages
 	    install -m 755 $(OUT)/$(NGINX_SO) "$$lib/ngx_http_wsgi_rs_module.so"
 	    echo "nginx loads the module with:"
 	    echo "    load_module $(PREFIX)/lib/mod-wsgi-rs/ngx_http_wsgi_rs_module.so;"
+	    # Another nginx than the one it was built for refuses it; better heard now than at its next start.
+	    "$$lib/mod-wsgi-rs" check-nginx || true
 	else
 	    echo "$(NO_NGINX)"
 	fi

@@ -6,6 +6,7 @@ mod access;
 mod account;
 mod apache;
 mod application;
+mod check_nginx;
 mod container;
 mod ctl;
 mod error;
@@ -69,6 +70,7 @@ fn cli() -> Command {
         .subcommand(options::command("setup-server").about("The same as express --setup-only"))
         .subcommand(container::command())
         .subcommand(ctl_cli())
+        .subcommand(check_nginx::command())
         .subcommand(Command::new("version").about("Print the version"))
 }
 
@@ -169,6 +171,7 @@ fn run(matches: &ArgMatches) -> Result<u8, Error> {
         Some(("setup-server", m)) => express(m, true),
         Some(("container", m)) => container::run(m),
         Some(("ctl", m)) => run_ctl(m),
+        Some(("check-nginx", m)) => check_nginx::run(m),
         Some(("version", _)) => {
             println!("mod-wsgi-rs {VERSION}");
             Ok(0)

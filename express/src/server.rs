@@ -217,7 +217,7 @@ pub fn find(
 }
 
 /// Our module for that server, beside this program (links to it resolved).
-fn own_module(kind: Kind) -> Result<PathBuf, Error> {
+pub fn own_module(kind: Kind) -> Result<PathBuf, Error> {
     let program = std::env::current_exe().and_then(|p| p.canonicalize()).map_err(Error::io("own path"))?;
     let candidates = kind.manner().modules.map(|name| program.with_file_name(name));
     let searched = candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(", ");
