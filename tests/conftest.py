@@ -138,7 +138,7 @@ def serve(server_kind: str) -> Iterator[Callable[..., Server]]:
 def shared() -> Iterator[Callable[..., Server]]:
     """Makes servers that live as long as the module's tests: `shared(config, mpm=…)`."""
     with contextlib.ExitStack() as stack:
-        yield lambda config, **kw: stack.enter_context(running(Apache(config, **kw)))
+        yield lambda site, **kw: stack.enter_context(running(site if isinstance(site, Server) else Apache(site, **kw)))
 
 
 @pytest.fixture(scope="module")
