@@ -38,6 +38,8 @@ def application(environ, start_response):
         print("said before the head", file=sys.stderr)
     body = does.get("body", f"{n} of {environ['PATH_INFO']} by {os.getpid()}").encode("latin-1") * does.get("times", 1)
     headers = [tuple(h) for h in does.get("headers", [])]
+    if "accel" in does and "REDIRECTED" not in environ:
+        headers.append(("X-Accel-Redirect", does["accel"]))
     if how == "short":
         headers.append(("Content-Length", str(len(body) + 10)))
     start_response(does.get("status", "200 OK"), headers)
@@ -60,3 +62,15 @@ def blocks(body, how):
         # so that the server has what was yielded
         time.sleep(0.1)
         os._exit(3)
+
+
+def page(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/html")])
+    return [b'<a><!--# include virtual="/first?x=1" --></a><b><!--# include virtual="/second" --></b>']
+
+
+def auth(environ, start_response):
+    body = environ["wsgi.input"].read()
+    alone = not body and environ.get("CONTENT_LENGTH", "0") in ("", "0") and environ["REQUEST_METHOD"] == "GET"
+    start_response("200 OK" if alone and "HTTP_X_KEY" in environ else "401 Unauthorized", [("X-Who", "somebody")])
+    return [b"not for the client" * 1000]
