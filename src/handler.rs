@@ -85,18 +85,23 @@ fn check_target(r: &Request<'_>) -> Result<(), c_int> {
         log::request(r, Level::Error, &format!("{code}: {text}: {}", name()));
         Err(status)
     };
+    let refuse = |e: RequestError| {
+        let v = e.verdict();
+        log::request(r, v.level, &format!("{}: {e}", v.code));
+        Err(c_int::from(v.status))
+    };
     let aliased = r.notes().get(c"alias-forced-type") == Some(b"wsgi-script");
     if !aliased && !r.may_execute() {
         return fail(HTTP_FORBIDDEN, "MWR0220", "Options ExecCGI is off in this directory");
     }
     if !r.exists() {
-        return fail(HTTP_NOT_FOUND, "MWR0221", "target WSGI script not found or unable to stat");
+        return refuse(RequestError::NoScript(name()));
     }
     if r.is_dir() {
-        return fail(HTTP_FORBIDDEN, "MWR0222", "attempt to invoke directory as WSGI application");
+        return refuse(RequestError::ScriptIsDirectory(name()));
     }
     if !r.is_file() {
-        return fail(HTTP_FORBIDDEN, "MWR0223", "target WSGI script is not a regular file");
+        return refuse(RequestError::ScriptIsNoFile(name()));
     }
     if r.rejects_path_info() && !r.path_info().is_empty() {
         return fail(HTTP_NOT_FOUND, "MWR0224", "AcceptPathInfo is off and the URL goes on after the script");

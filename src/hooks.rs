@@ -12,11 +12,11 @@ use crate::request::Request;
 use crate::runtime::Runtime;
 use crate::sys;
 use crate::walk::{self, Shadows};
-use mod_wsgi_core::config::{Pattern, Surroundings, limits, match_prefix, resolve};
-use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Site, Wanted};
+use mod_wsgi_core::config::{Pattern, Surroundings, match_prefix, resolve};
+use mod_wsgi_core::options::GroupOptions;
+use mod_wsgi_core::runtime::{self, Groups, Interpreters, Site, Wanted};
 use mod_wsgi_core::spool;
 use mod_wsgi_wire::frame::Level;
-use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -225,33 +225,8 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
         log::process(Level::Warn, &format!("MWR0104: {name} is accepted but has no effect in this version"));
     }
     let around = surroundings(first);
-    let mut groups = HashMap::new();
-    let mut wanted = Vec::new();
-    let mut longest = 0f64;
-    for d in runtime::declared(&sites)? {
-        if !d.options.without_effect.is_empty() {
-            let list = d.options.without_effect.join(", ");
-            let name = &d.options.name;
-            log::process(
-                Level::Warn,
-                &format!("MWR0105: WSGIDaemonProcess {name}: without effect in this version: {list}"),
-            );
-        }
-        let entry = match resolve(&d.options, &around) {
-            Ok(group) => {
-                longest = longest.max(group.shutdown_timeout);
-                wanted.push(group);
-                GroupEntry { limits: Some(limits(&d.options)), host: d.host }
-            }
-            Err(e) => {
-                if !d.options.name.is_empty() || runtime::needs_automatic(&sites) {
-                    log::process(Level::Warn, &format!("MWR0106: group answers 503: {e}"));
-                }
-                GroupEntry { limits: None, host: d.host }
-            }
-        };
-        groups.insert(d.options.name.clone(), entry);
-    }
+    let used = |o: &GroupOptions| !o.name.is_empty() || runtime::needs_automatic(&sites);
+    let groups = Groups::of(runtime::declared(&sites)?, &around, used, |text| log::process(Level::Warn, text));
     let own_pools = sites.iter().filter(|s| shares_nothing(s)).count();
     if own_pools > 0 {
         log::process(
@@ -266,7 +241,8 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let program = runtime::find_program(first.settings.supervisor.as_deref(), module_file().as_deref());
     let program = program.map_err(|e| e.to_string())?;
     let ids = server_ids();
-    let common = runtime::Runtime::start(&program, &run_dir, ids.0, ids.1, groups).map_err(|e| e.to_string())?;
+    let common =
+        runtime::Runtime::start(&program, &run_dir, ids.0, ids.1, groups.entries).map_err(|e| e.to_string())?;
     let spool_directory = first.settings.spool_directory.clone().unwrap_or_else(|| spool::DIRECTORY.to_owned());
     let spool_limit = first.settings.spool_limit.unwrap_or_else(|| spool::default_limit(&spool_directory));
     let ledger = Ledger::new(spool_limit).map_err(|e| format!("MWR0109: shared memory cannot be had: {e}"))?;
@@ -274,10 +250,10 @@ fn start(pool: Pool<'_>, main: *mut sys::server_rec) -> Result<(), String> {
     let rt = Runtime { common, shadows, version: server_version(), spool_directory, ledger };
     let roll_all = first.settings.reload_all.unwrap_or(true);
     let (preload, log_level) = (runtime::preloads(&sites), log_level(main));
-    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves: false };
+    let wanted = Wanted { server: ids, roll_all, groups: groups.wanted, preload, log_level, moves: false };
     rt.tell(&run_dir, wanted, std::io::stderr().as_fd()).map_err(|e| e.to_string())?;
     let rt = pool.own(rt);
-    let ending = pool.own(Ending(rt, Duration::from_secs_f64(longest + 1.0)));
+    let ending = pool.own(Ending(rt, Duration::from_secs_f64(groups.longest + 1.0)));
     // SAFETY: the pool is live; registered after `own`, so that it runs before the runtime is dropped (last in, first
     // out). Nothing of ours goes into the process pool: this file is unmapped at every restart.
     unsafe {

@@ -6,6 +6,12 @@ use mod_wsgi_wire::frame::{AbortReason, Level};
 /// Why a request fails. Display gives the log line without its code.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
+    #[error("target WSGI script not found or unable to stat: {0}")]
+    NoScript(String),
+    #[error("attempt to invoke directory as WSGI application: {0}")]
+    ScriptIsDirectory(String),
+    #[error("target WSGI script is not a regular file: {0}")]
+    ScriptIsNoFile(String),
     #[error("process group '{0}' is not configured: add WSGIDaemonProcess {0} or change WSGIProcessGroup")]
     UnknownGroup(String),
     #[error(
@@ -70,6 +76,9 @@ impl RequestError {
         let v = |status, level, code| Verdict { status, level, code, retry_after: None };
         let later = |code| Verdict { status: 503, level: Level::Error, code, retry_after: Some(5) };
         match self {
+            NoScript(_) => v(404, Level::Error, "MWR0221"),
+            ScriptIsDirectory(_) => v(403, Level::Error, "MWR0222"),
+            ScriptIsNoFile(_) => v(403, Level::Error, "MWR0223"),
             UnknownGroup(_) => v(500, Level::Error, "MWR0201"),
             // The supervisor says it once a minute; each client could make a line here.
             ApplicationGroups { .. } => later(""),

@@ -3,8 +3,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Runs `f`; a panic is told to `log`, with what was under way, and gives `failure`.
+pub fn guarded<T>(what: &str, failure: T, f: impl FnOnce() -> T, log: impl FnOnce(&str)) -> T {
+    guard(f).unwrap_or_else(|message| {
+        log(&format!("MWR0199: panic in {what}: {message}"));
+        failure
+    })
+}
+
 /// Runs `f`; a panic becomes the message for the log. State that `f` was changing is abandoned by the caller.
-pub fn guard<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+fn guard<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         if let Some(s) = payload.downcast_ref::<&str>() {
             (*s).to_owned()

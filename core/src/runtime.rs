@@ -1,7 +1,7 @@
 //! What one generation of a server's configuration means at run time: the run directory, the groups requests may use,
 //! the connection to the supervisor. Made in the server's parent, inherited by its request-serving processes.
 
-use crate::config::{self, Alias, DirConfig, GroupError, ServerConfig};
+use crate::config::{self, Alias, DirConfig, GroupError, ServerConfig, Surroundings};
 use crate::interpreter;
 use crate::link::{ControlStream, Link, LinkError};
 use crate::options::GroupOptions;
@@ -106,6 +106,49 @@ impl Interpreters {
     /// What was found, each interpreter once.
     pub fn found(&self) -> impl Iterator<Item = &interpreter::Interpreter> {
         self.0.values().flatten()
+    }
+}
+
+/// The groups of a configuration that comes into force, for requests and for the supervisor.
+#[derive(Default)]
+pub struct Groups {
+    pub entries: HashMap<String, GroupEntry>,
+    pub wanted: Vec<Group>,
+    /// Longest shutdown-timeout, seconds.
+    pub longest: f64,
+}
+
+impl Groups {
+    /// What is declared, as it can run. `used`: whether requests can choose that group at all; `warn` gets what an
+    /// administrator is to hear, in httpd's words.
+    pub fn of(
+        declared: Vec<Declared>,
+        around: &Surroundings,
+        used: impl Fn(&GroupOptions) -> bool,
+        mut warn: impl FnMut(&str),
+    ) -> Groups {
+        let mut all = Groups::default();
+        for Declared { options: o, host } in declared {
+            if !o.without_effect.is_empty() {
+                let list = o.without_effect.join(", ");
+                warn(&format!("MWR0105: WSGIDaemonProcess {}: without effect in this version: {list}", o.name));
+            }
+            let limits = match config::resolve(&o, around) {
+                Ok(group) => {
+                    all.longest = all.longest.max(group.shutdown_timeout);
+                    all.wanted.push(group);
+                    Some(config::limits(&o))
+                }
+                Err(e) => {
+                    if used(&o) {
+                        warn(&format!("MWR0106: group answers 503: {e}"));
+                    }
+                    None
+                }
+            };
+            all.entries.insert(o.name, GroupEntry { limits, host });
+        }
+        all
     }
 }
 

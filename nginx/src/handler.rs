@@ -15,7 +15,6 @@ use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, i
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::spool::reopened;
 use mod_wsgi_wire::encode::{self, RequestBuilder};
-use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::keys;
 use mod_wsgi_wire::limits::MAX_INLINE_BODY;
 use std::os::fd::BorrowedFd;
@@ -83,9 +82,8 @@ fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
 }
 
 fn begin(r: &Request<'_>, location: &Location, script: &Script, streams: bool) -> sys::ngx_int_t {
-    if let Err((status, text)) = modified(script) {
-        log::write(r.log(), Level::Error, &text);
-        return status;
+    if let Err(e) = modified(script) {
+        return refuse(r, &e);
     }
     let raw = r.raw();
     // SAFETY: a live request. Everything that is hung into its upstream lives in its pool, in the configuration's, or is
@@ -142,22 +140,18 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, streams: bool) -
 /// The script's modification time in microseconds, or the same answers as on httpd for what is no script. The file is
 /// looked at once in a millisecond of nginx's clock, which stands still during one turn of its loop: requests that came
 /// together share the answer.
-fn modified(script: &Script) -> Result<u64, (sys::ngx_int_t, String)> {
+fn modified(script: &Script) -> Result<u64, RequestError> {
     // SAFETY: reads a counter of this process, which has one thread that serves.
     let now = unsafe { sys::mwr_now() } as usize;
     let seen = script.seen.get();
     if seen.at == now && now != 0 {
         return Ok(seen.modified);
     }
-    let fail = |status: u32, code: &str, text: &str| {
-        Err((status as sys::ngx_int_t, format!("{code}: {text}: {}", script.file)))
-    };
+    let name = || script.file.clone();
     match std::fs::metadata(&script.file) {
-        Err(_) => fail(sys::NGX_HTTP_NOT_FOUND, "MWR0221", "target WSGI script not found or unable to stat"),
-        Ok(m) if m.is_dir() => {
-            fail(sys::NGX_HTTP_FORBIDDEN, "MWR0222", "attempt to invoke directory as WSGI application")
-        }
-        Ok(m) if !m.is_file() => fail(sys::NGX_HTTP_FORBIDDEN, "MWR0223", "target WSGI script is not a regular file"),
+        Err(_) => Err(RequestError::NoScript(name())),
+        Ok(m) if m.is_dir() => Err(RequestError::ScriptIsDirectory(name())),
+        Ok(m) if !m.is_file() => Err(RequestError::ScriptIsNoFile(name())),
         Ok(m) => {
             let modified = u64::try_from(m.mtime() * 1_000_000 + m.mtime_nsec() / 1000).unwrap_or(0);
             script.seen.set(Seen { at: now, modified });

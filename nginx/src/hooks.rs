@@ -8,12 +8,11 @@ use crate::log;
 use crate::pool::{Pool, bytes};
 use crate::process::{self, Generation};
 use crate::sys;
-use mod_wsgi_core::config::{ServerConfig, Surroundings, limits, resolve};
+use mod_wsgi_core::config::{ServerConfig, Surroundings, resolve};
 use mod_wsgi_core::directives::nginx::spoken;
 use mod_wsgi_core::options::GroupOptions;
-use mod_wsgi_core::runtime::{self, GroupEntry, Interpreters, Runtime, Site, Wanted};
+use mod_wsgi_core::runtime::{self, Groups, Interpreters, Runtime, Site, Wanted};
 use mod_wsgi_wire::frame::Level;
-use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -203,38 +202,17 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     // SAFETY: nginx passes a live cycle.
     let (core, cycle) = unsafe { (core_of(cycle), &*cycle) };
     let around = surroundings(core, &main.settings, cycle.connection_n);
-    let (mut groups, mut wanted, mut longest) = (HashMap::new(), Vec::new(), 0f64);
-    for d in declared(main)? {
-        let name = d.options.name.clone();
-        if !d.options.without_effect.is_empty() {
-            let list = d.options.without_effect.join(", ");
-            let text = format!("MWR0105: wsgi_daemon_process {name}: without effect in this version: {list}");
-            log::write(cycle.log, Level::Warn, &text);
-        }
-        let limits = match resolve(&d.options, &around) {
-            Ok(group) => {
-                longest = longest.max(group.shutdown_timeout);
-                wanted.push(group);
-                Some(limits(&d.options))
-            }
-            Err(e) => {
-                if is_used(main, &d.options) {
-                    log::write(
-                        cycle.log,
-                        Level::Warn,
-                        &format!("MWR0106: group answers 503: {}", spoken(&e.to_string())),
-                    );
-                }
-                None
-            }
-        };
-        groups.insert(name, GroupEntry { limits, host: None });
-    }
+    let groups = Groups::of(
+        declared(main)?,
+        &around,
+        |o| is_used(main, o),
+        |text| log::write(cycle.log, Level::Warn, &spoken(text)),
+    );
     let run_dir = format!("{}.mod-wsgi-rs", prefix(main, core, cycle));
     let program = runtime::find_program(main.settings.supervisor.as_deref(), module_file().as_deref());
     let program = program.map_err(|e| e.to_string())?;
     let ids = (around.server_uid, around.server_gid);
-    let runtime = Runtime::start(&program, &run_dir, ids.0, ids.1, groups).map_err(|e| e.to_string())?;
+    let runtime = Runtime::start(&program, &run_dir, ids.0, ids.1, groups.entries).map_err(|e| e.to_string())?;
     let mut preloads: Vec<_> = main.scripts.iter().map(|(p, _)| p.clone()).collect();
     preloads.sort();
     preloads.dedup();
@@ -243,10 +221,10 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     let moves = core.daemon != 0 && unsafe { sys::ngx_daemonized } == 0;
     let log_level = log_level(cycle).max(main.log_level.unwrap_or(Level::Crit));
     let preload = preloads;
-    let wanted = Wanted { server: ids, roll_all, groups: wanted, preload, log_level, moves };
+    let wanted = Wanted { server: ids, roll_all, groups: groups.wanted, preload, log_level, moves };
     runtime.tell(&run_dir, wanted, error_log(cycle)).map_err(|e| e.to_string())?;
     watch_log(cycle);
-    Ok(Generation { runtime, run_dir, patience: longest + 1.0 })
+    Ok(Generation { runtime, run_dir, patience: groups.longest + 1.0 })
 }
 
 /// Prefix of the run directory. Two nginx beside each other have different pid files.
