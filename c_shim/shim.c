@@ -90,3 +90,12 @@ unsigned int mwr_unsent(int fd)
     int n = 0;
     return ioctl(fd, SIOCOUTQ, &n) == 0 && n > 0 ? (unsigned int)n : 0;
 }
+
+int mwr_register_log_item(apr_pool_t *p, const char *tag, mwr_log_item item)
+{
+    APR_OPTIONAL_FN_TYPE(ap_register_log_handler) *reg = APR_RETRIEVE_OPTIONAL_FN(ap_register_log_handler);
+    if (!reg)
+        return 0;
+    reg(p, (char *)tag, item, 0);
+    return 1;
+}

@@ -16,10 +16,12 @@
 #include "unixd.h"
 #include "util_filter.h"
 #include "util_script.h"
+#include "util_time.h"
 #include "apr_buckets.h"
 #include "apr_portable.h"
 #include "apr_strings.h"
 #include "apu_version.h"
+#include "mod_log_config.h"
 
 /* APR_BRIGADE_INSERT_TAIL */
 void mwr_insert_tail(apr_bucket_brigade *bb, apr_bucket *b);
@@ -50,5 +52,8 @@ int mwr_rejects_path_info(const request_rec *r);
 int mwr_cgi_passes_authorization(request_rec *r);
 /* SIOCOUTQ: bytes that a socket holds and its peer has not acknowledged; 0 = the kernel does not say. */
 unsigned int mwr_unsent(int fd);
+/* Gives mod_log_config an item for its formats, of the request that was served; 0 where that module is not loaded. */
+typedef const char *(*mwr_log_item)(request_rec *r, char *argument);
+int mwr_register_log_item(apr_pool_t *p, const char *tag, mwr_log_item item);
 
 #endif

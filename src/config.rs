@@ -1,6 +1,7 @@
 //! This module's slots in httpd's configuration vectors: created, merged, found.
 #![allow(unsafe_code)]
 
+use crate::access::Outcome;
 use crate::guard::callback;
 use crate::pool::Pool;
 use crate::request::Request;
@@ -70,14 +71,39 @@ pub fn dir<'r>(r: &Request<'r>) -> Option<&'r DirConfig> {
     unsafe { r.dir_config().cast::<DirConfig>().as_ref() }
 }
 
+/// What this module keeps of one request, in its pool.
+#[derive(Clone, Copy)]
+struct Own {
+    alias: *const DirConfig,
+    outcome: Option<Outcome>,
+}
+
+fn own<'r>(r: &Request<'r>) -> Option<&'r Own> {
+    // SAFETY: null or set by `set_own` to a record in the request's pool, which is replaced, never changed.
+    unsafe { r.request_config().cast::<Own>().as_ref() }
+}
+
+fn set_own(r: &Request<'_>, own: Own) {
+    r.set_request_config(r.pool().place(own).cast());
+}
+
 /// Settings of the alias that mapped the request, if one did.
 pub fn alias<'r>(r: &Request<'r>) -> Option<&'r DirConfig> {
     // SAFETY: null or set by `set_alias` to a part of the configuration, which outlives requests.
-    unsafe { r.request_config().cast::<DirConfig>().as_ref() }
+    own(r).and_then(|own| unsafe { own.alias.as_ref() })
 }
 
 pub fn set_alias(r: &Request<'_>, dir: &DirConfig) {
-    r.set_request_config(std::ptr::from_ref(dir).cast_mut().cast());
+    set_own(r, Own { alias: dir, outcome: None });
+}
+
+/// What became of the request, for the access log; `None` when no worker has answered it.
+pub fn outcome<'r>(r: &Request<'r>) -> Option<&'r Outcome> {
+    own(r).and_then(|own| own.outcome.as_ref())
+}
+
+pub fn set_outcome(r: &Request<'_>, outcome: Outcome) {
+    set_own(r, Own { alias: own(r).map_or(std::ptr::null(), |own| own.alias), outcome: Some(outcome) });
 }
 
 /// Settings of the server a request came to.

@@ -62,6 +62,7 @@ struct Route<'r> {
 pub fn handle(r: Request<'_>) -> c_int {
     match r.handler() {
         Some(b"wsgi-script" | b"application/x-httpd-wsgi") => {}
+        Some(b"wsgi-ready") => return ready(&r),
         _ => return sys::DECLINED,
     }
     if let Err(status) = check_target(&r) {
@@ -76,6 +77,23 @@ pub fn handle(r: Request<'_>) -> c_int {
         Ok(mut scratch) => serve(r, runtime, &mut scratch),
         Err(_) => serve(r, runtime, &mut Scratch::default()),
     })
+}
+
+/// The handler `wsgi-ready`: 200 when applications are loaded and their queues have room, else 503. No worker hears of it.
+fn ready(r: &Request<'_>) -> c_int {
+    let unready = match config::host(r).and_then(config::Host::runtime) {
+        Some(runtime) => runtime.unready(),
+        None => Some("the supervisor was not started".to_owned()),
+    };
+    r.err_headers_out().set(c"Cache-Control", b"no-store");
+    match unready {
+        None => r.answer(c"text/plain", b"ready\n"),
+        Some(why) => {
+            log::request(r, Level::Info, &format!("not ready: {why}"));
+            r.err_headers_out().set(c"Retry-After", b"1");
+            sys::HTTP_SERVICE_UNAVAILABLE as c_int
+        }
+    }
 }
 
 /// The same answers as mod_wsgi for what is no script.
@@ -289,14 +307,6 @@ fn script_name<'r>(r: &Request<'r>, path_info: &[u8]) -> Cow<'r, [u8]> {
     }
 }
 
-/// The target of the request line, untouched.
-fn raw_target<'r>(r: &Request<'r>) -> &'r [u8] {
-    let line = r.the_request();
-    let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
-    words.next();
-    words.next().unwrap_or_default()
-}
-
 /// Encodes the environ, straight from httpd's structures into the frame.
 fn build(
     r: &Request<'_>,
@@ -386,7 +396,7 @@ fn build(
         }
         other => b.known(keys::CONTENT_LENGTH, decimal(other.len(), &mut num)),
     }
-    let target = raw_target(r);
+    let target = r.raw_target();
     let path_info = collapse_slashes(r.path_info());
     let script_name = script_name(r, &path_info);
     b.known(keys::REQUEST_METHOD, r.method());

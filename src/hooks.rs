@@ -2,6 +2,7 @@
 //! child, aliases when a URL is translated.
 #![allow(unsafe_code)]
 
+use crate::access;
 use crate::config::{self, Host};
 use crate::guard::callback;
 use crate::handler;
@@ -37,6 +38,7 @@ pub unsafe extern "C" fn register(_: *mut sys::apr_pool_t) {
         // SAFETY: httpd calls this while it loads the module; functions and lists are static.
         unsafe {
             let middle = sys::APR_HOOK_MIDDLE as c_int;
+            sys::ap_hook_pre_config(Some(access::pre_config), none, none, middle);
             sys::ap_hook_check_config(Some(check_config), none, none, middle);
             sys::ap_hook_post_config(Some(post_config), none, none, middle);
             sys::ap_hook_child_init(Some(child_init), none, none, middle);

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 #![warn(clippy::print_stdout)]
 
+mod access;
 mod brigade;
 mod config;
 mod directives;

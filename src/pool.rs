@@ -41,6 +41,17 @@ impl<'p> Pool<'p> {
         p
     }
 
+    /// A copy of a plain value in the pool, which needs no cleanup.
+    pub fn place<T: Copy>(self, value: T) -> *mut T {
+        const { assert!(align_of::<T>() <= 8) };
+        // SAFETY: the pool is live and gives memory that is aligned to 8 bytes (httpd aborts without memory).
+        unsafe {
+            let p = sys::apr_palloc(self.raw, size_of::<T>()).cast::<T>();
+            p.write(value);
+            p
+        }
+    }
+
     /// A NUL-terminated copy of `text` in the pool; bytes from a NUL on are cut.
     pub fn c_string(self, text: &[u8]) -> *mut c_char {
         let len = text.iter().position(|b| *b == 0).unwrap_or(text.len());

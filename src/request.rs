@@ -4,7 +4,7 @@
 use crate::pool::{Pool, c_str};
 use crate::sys;
 use mod_wsgi_core::exchange::ClientWatch;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
@@ -95,6 +95,43 @@ impl<'r> Request<'r> {
     /// The request line as it came.
     pub fn the_request(&self) -> &'r [u8] {
         c_str(self.rec().the_request).unwrap_or_default()
+    }
+    /// The target of the request line, untouched.
+    pub fn raw_target(&self) -> &'r [u8] {
+        let mut words = self.the_request().split(|b| *b == b' ').filter(|w| !w.is_empty());
+        words.next();
+        words.next().unwrap_or_default()
+    }
+    /// Answers with a short body of this module's own.
+    pub fn answer(&self, kind: &'static CStr, body: &[u8]) -> c_int {
+        // SAFETY: this thread's live request before its first output; httpd copies what it needs of the body.
+        unsafe {
+            sys::ap_set_content_type(self.raw, kind.as_ptr());
+            sys::ap_set_content_length(self.raw, body.len() as sys::apr_off_t);
+            sys::ap_rwrite(body.as_ptr().cast(), body.len() as c_int, self.raw);
+        }
+        sys::OK as c_int
+    }
+    /// Status of the response, for the log.
+    pub fn status(&self) -> i32 {
+        self.rec().status
+    }
+    /// Bytes of the response's body that went to the connection, for the log.
+    pub fn bytes_sent(&self) -> i64 {
+        self.rec().bytes_sent
+    }
+    /// When the request came, in local time as RFC 3339 writes it, with milliseconds.
+    pub fn time_stamp(&self) -> String {
+        // SAFETY: an all-zero record is valid (integers and null pointers), and APR fills it.
+        let t = unsafe {
+            let mut t: sys::apr_time_exp_t = std::mem::zeroed();
+            sys::ap_explode_recent_localtime(&raw mut t, self.rec().request_time);
+            t
+        };
+        let (sign, offset) = (if t.tm_gmtoff < 0 { '-' } else { '+' }, t.tm_gmtoff.unsigned_abs() / 60);
+        let date = format!("{:04}-{:02}-{:02}", t.tm_year + 1900, t.tm_mon + 1, t.tm_mday);
+        let time = format!("{:02}:{:02}:{:02}.{:03}", t.tm_hour, t.tm_min, t.tm_sec, t.tm_usec / 1000);
+        format!("{date}T{time}{sign}{:02}:{:02}", offset / 60, offset % 60)
     }
     pub fn header_only(&self) -> bool {
         self.rec().header_only != 0

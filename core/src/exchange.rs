@@ -5,6 +5,7 @@ use crate::conn::{Conn, ConnError, Inbox, Received, checked_file};
 use crate::error::RequestError;
 use crate::link::Link;
 use crate::pool::{Limits, Look, Pool};
+use crate::times::Times;
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_wire::decode::{self, Response};
@@ -59,6 +60,7 @@ pub struct Exchange {
     done: bool,
     /// FILE frames so far.
     files: u32,
+    times: Times,
 }
 
 /// One thing that came from the worker.
@@ -176,6 +178,7 @@ pub fn begin(
             ended: false,
             done: false,
             files: 0,
+            times: Times::new(started),
         };
         match x.deliver(out, client, inbox, started)? {
             Sent::Answering => return Ok(x),
@@ -383,6 +386,11 @@ impl Exchange {
         &self.pool
     }
 
+    /// How long it waited and ran.
+    pub fn times(&self) -> &Times {
+        &self.times
+    }
+
     /// The worker's connection, to poll.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.conn.fd()
@@ -482,6 +490,12 @@ impl Exchange {
             kind => return Err(broken(format!("unexpected {kind:?}"))),
         };
         self.files += u32::from(h.kind == Kind::File);
+        if let Event::Response(head) = &event {
+            self.times.head(head.ran);
+        }
+        if h.is_end() {
+            self.times.end(h.kind == Kind::Response);
+        }
         self.ended |= h.is_end();
         self.done |= h.is_done();
         Ok(event)

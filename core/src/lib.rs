@@ -19,3 +19,4 @@ pub mod reader;
 pub mod response;
 pub mod runtime;
 pub mod spool;
+pub mod times;

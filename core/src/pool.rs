@@ -226,6 +226,25 @@ impl Pool {
         }
     }
 
+    /// Why a load balancer should send no requests yet; `None` = it may. The queue counts as long as it has room.
+    pub fn unready(&self) -> Option<&'static str> {
+        match self.table.pool() {
+            PoolState::Failed => return Some("its workers cannot start"),
+            // Its first request starts one.
+            PoolState::Idle => return None,
+            PoolState::Active | PoolState::Retired => {}
+        }
+        let mut ready = (0..self.shape().slots).filter(|s| self.table.slot(*s).1 == SlotState::Ready).peekable();
+        if ready.peek().is_none() {
+            return Some("no worker is ready");
+        }
+        if self.table.counter(header::UNLOADED) > 0 {
+            return Some("an application cannot be loaded");
+        }
+        let full = ready.all(|s| self.table.in_use(s) >= self.shape().rows as usize);
+        full.then_some("its queue is full")
+    }
+
     /// Whether requests of this pool must ask the supervisor for another table.
     pub fn retired(&self) -> bool {
         self.table.pool() == PoolState::Retired

@@ -245,6 +245,12 @@ pub struct Wanted {
     pub moves: bool,
 }
 
+/// Whether a group counts for readiness: every declared one, and the automatic group once this process has used it, since
+/// asking for it starts it.
+pub fn is_watched(link: &Link, group: &str) -> bool {
+    !group.is_empty() || link.known(group, "").is_some()
+}
+
 impl Runtime {
     /// Starts the keeper if none runs, and opens the run directory. `uid` and `gid`: who serves requests.
     pub fn start(
@@ -333,6 +339,20 @@ impl Runtime {
         // child_init runs once a process.
         let _ = self.link.set(link);
         Ok(())
+    }
+
+    /// Why a load balancer should send nothing here yet; `None` = it may. Asks the supervisor for tables that this process
+    /// has not used yet, and waits for them: not for event loops.
+    pub fn unready(&self) -> Option<String> {
+        let Some(link) = self.link() else { return Some("this process is not registered".to_owned()) };
+        let mut watched = self.groups.iter().filter(|(name, _)| is_watched(link, name));
+        watched.find_map(|(name, entry)| {
+            let Some(limits) = &entry.limits else { return Some(format!("group '{name}' cannot run as configured")) };
+            match link.pool(name, "", limits) {
+                Ok(pool) => pool.unready().map(|why| format!("{}: {why}", pool.label())),
+                Err(e) => Some(e.to_string()),
+            }
+        })
     }
 
     /// Id of this process (a system call each time, if asked of the system).

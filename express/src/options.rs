@@ -165,6 +165,10 @@ const OWN: &[Opt] = &[
         "After SIGTERM, goes on serving for so long before it stops listening: a load balancer needs a moment to learn that \
          this server is going. A second SIGTERM ends the delay.",
     ),
+    opt("readiness", Kind::Flag, &[], Section::Listening).default("off").help(
+        "Answers /-/mod-wsgi-rs/ready with 200 when the application is loaded and its queue has room, else with 503, for load \
+         balancers. The application is not asked, and the request is not counted.",
+    ),
     opt("processes", Kind::Number(1, 500), &["NUMBER"], Section::Capacity)
         .default("1")
         .help("Python processes. When it is given, even as 1, wsgi.multiprocess is true."),
@@ -208,6 +212,10 @@ const OWN: &[Opt] = &[
              in one that is named here, the logs stay.",
         ),
     opt("access-log", Kind::Flag, &[], Section::Files).default("off").help("Writes an access log."),
+    opt("access-log-format", Kind::Text, &["FORMAT"], Section::Files).default("combined").help(
+        "Format of the access log: combined, common, json (one object a line, with request id, queue time and application \
+         time), or a format in the words of the web server. Turns the access log on.",
+    ),
     opt("log-to-terminal", Kind::Flag, &[], Section::Files)
         .default("off")
         .help("Writes the error log to standard error and the access log to standard output instead of files."),

@@ -45,7 +45,10 @@ pub struct Plan {
     /// Longest URL path first, so that the most specific one wins.
     pub url_aliases: Vec<UrlAlias>,
     pub limit_request_body: u64,
-    pub access_log: bool,
+    /// The access log's format, where there is one.
+    pub access_log: Option<LogFormat>,
+    /// Health checks of load balancers are answered.
+    pub readiness: bool,
     pub log_to_terminal: bool,
     /// Code that changes is loaded anew.
     pub reload_on_changes: bool,
@@ -56,6 +59,33 @@ pub struct Plan {
     pub systemd_unit: bool,
     /// Seconds between SIGTERM and the end of listening.
     pub stop_delay: u64,
+}
+
+/// What a line of the access log looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogFormat {
+    Combined,
+    Common,
+    Json,
+    /// In the words of the web server.
+    Own(String),
+}
+
+fn log_format(values: &Values) -> Result<Option<LogFormat>, Error> {
+    let text = values.text("access-log-format");
+    if text.is_none() && !values.flag("access-log") {
+        return Ok(None);
+    }
+    Ok(Some(match text.as_deref() {
+        None | Some("combined") => LogFormat::Combined,
+        Some("common") => LogFormat::Common,
+        Some("json") => LogFormat::Json,
+        Some(own) if own.contains(['%', '$']) && !own.contains(char::is_control) => LogFormat::Own(own.to_owned()),
+        Some(other) => {
+            let why = "must be combined, common, json, or a format of the web server's in one line".to_owned();
+            return Err(Error::Value { option: "--access-log-format", value: other.to_owned(), why });
+        }
+    }))
 }
 
 impl Plan {
@@ -122,7 +152,8 @@ impl Plan {
             container_limits: values.flag("container-limits"),
             daemon,
             limit_request_body: values.number("limit-request-body"),
-            access_log: values.flag("access-log"),
+            access_log: log_format(values)?,
+            readiness: values.flag("readiness"),
             log_to_terminal: values.flag("log-to-terminal") || reload_on_changes,
             reload_on_changes,
             log_level: values.text_or_default("log-level"),

@@ -20,6 +20,9 @@ const TIMEOUT: u32 = 60;
 /// Name under which the daemon process group is known.
 const GROUP: &str = "express";
 
+/// Where health checks of load balancers are answered.
+const READY: &str = "/-/mod-wsgi-rs/ready";
+
 /// Media types by the ends of file names, where the server has no table of its own.
 const MEDIA_TYPES: &[(&str, &[&str])] = &[
     ("text/html", &["html", "htm"]),
@@ -104,7 +107,8 @@ fn common(plan: &Plan, places: Places<'_>) -> Result<Value, Error> {
         module => text(&plan.server.module)?,
         timeout => TIMEOUT,
         limit_request_body => plan.limit_request_body,
-        access_log => plan.access_log,
+        access_log => plan.access_log.is_some(),
+        ready => plan.readiness.then_some(READY),
         log_to_terminal => plan.log_to_terminal,
         media_types,
         document_root => text(document_root)?,

@@ -35,6 +35,8 @@ pub struct Main {
     pub scripts: Vec<(Preload, String)>,
     /// wsgi_log_level.
     pub log_level: Option<Level>,
+    /// Some location has wsgi_ready.
+    pub readiness: bool,
     /// The caches that wsgi_cache_path has declared: an array of pointers that nginx fills.
     pub caches: Option<NonNull<sys::ngx_array_t>>,
     /// Where nginx has the two variables that say what is to be asked of an expired response.

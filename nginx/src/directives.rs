@@ -5,6 +5,7 @@ use crate::config::{ERROR, Param, Script, Value, check_groups, compile, fail, lo
 use crate::guard::callback;
 use crate::handler;
 use crate::pool::{Pool, bytes, constant};
+use crate::ready;
 use crate::settings::{self, Reading, Set};
 use crate::sys;
 use mod_wsgi_core::config::ServerConfig;
@@ -61,6 +62,7 @@ pub static COMMANDS: Commands<{ NGINX.len() + 1 }> = {
             Kind::Script => (sys::NGX_CONF_TAKE12, set_script, 0, null_mut()),
             Kind::Param => (sys::NGX_CONF_TAKE23, add_param, 0, null_mut()),
             Kind::LogLevel => (sys::NGX_CONF_TAKE1, set_log_level, 0, null_mut()),
+            Kind::Ready => (sys::NGX_CONF_NOARGS, set_ready, 0, null_mut()),
             Kind::Upstream(s) => {
                 let Reading { arguments, set, offset, post } = settings::reading(s);
                 (arguments, set, offset, post)
@@ -191,6 +193,20 @@ unsafe extern "C" fn set_script(
         };
         loc.script =
             Some(Rc::new(Script { file: name, mount: mount.to_vec(), at: place(cf), seen: Default::default() }));
+        null_mut()
+    })
+}
+
+unsafe extern "C" fn set_ready(cf: *mut sys::ngx_conf_t, _: *mut sys::ngx_command_t, _: *mut c_void) -> *mut c_char {
+    callback("wsgi_ready", ERROR, || {
+        main_of(cf).readiness = true;
+        // SAFETY: nginx passes a live configuration; the core's settings of this location are made before any module's
+        // directive is read.
+        unsafe {
+            let ctx = (*cf).ctx.cast::<sys::ngx_http_conf_ctx_t>();
+            let core = *(*ctx).loc_conf.add(sys::ngx_http_core_module.ctx_index);
+            (*core.cast::<sys::ngx_http_core_loc_conf_t>()).handler = Some(ready::handle);
+        }
         null_mut()
     })
 }

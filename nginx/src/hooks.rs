@@ -224,7 +224,7 @@ fn start(main: &Main, cycle: *mut sys::ngx_cycle_t) -> Result<Generation, String
     let wanted = Wanted { server: ids, roll_all, groups: groups.wanted, preload, log_level, moves };
     runtime.tell(&run_dir, wanted, error_log(cycle)).map_err(|e| e.to_string())?;
     watch_log(cycle);
-    Ok(Generation { runtime, run_dir, patience: groups.longest + 1.0 })
+    Ok(Generation { runtime, run_dir, patience: groups.longest + 1.0, readiness: main.readiness })
 }
 
 /// Prefix of the run directory. Two nginx beside each other have different pid files.

@@ -16,6 +16,7 @@ mod log;
 mod peer;
 mod pool;
 mod process;
+mod ready;
 mod request;
 mod response;
 mod settings;

@@ -11,7 +11,7 @@ use crate::sys;
 use mod_wsgi_core::error::{RequestError, Verdict};
 use mod_wsgi_core::link::Link;
 use mod_wsgi_core::pool::{Limits, Look, Pool};
-use mod_wsgi_core::runtime::Runtime;
+use mod_wsgi_core::runtime::{Runtime, is_watched};
 use mod_wsgi_wire::frame::{AbortReason, Level};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -31,6 +31,8 @@ pub struct Generation {
     pub run_dir: String,
     /// How long the end of the workers is awaited, seconds.
     pub patience: f64,
+    /// Somebody may ask whether this process is ready: it fetches its tables at once.
+    pub readiness: bool,
 }
 
 /// Why a request fails: what the client gets and what the log says.
@@ -249,6 +251,12 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
     process.watch_bell();
     let process: &'static Process = Box::leak(process);
     PROCESS.0.set(process);
+    if process.generation.readiness {
+        for name in process.watched() {
+            // What fails is asked for again when somebody wants to know.
+            let _ = process.group(name, "");
+        }
+    }
     Ok(())
 }
 
@@ -296,6 +304,20 @@ impl Process {
             asked.push(key);
         }
         Ok(None)
+    }
+
+    /// The groups that readiness is about.
+    fn watched(&self) -> impl Iterator<Item = &String> {
+        self.generation.runtime.groups.keys().filter(|name| is_watched(&self.link, name))
+    }
+
+    /// Why a load balancer should send nothing here yet; `None` = it may. A table that is not here is asked for.
+    pub fn unready(&self) -> Option<String> {
+        self.watched().find_map(|name| match self.group(name, "") {
+            Ok(Some(g)) => g.pool.unready().map(|why| format!("{}: {why}", g.pool.label())),
+            Ok(None) => Some(format!("group '{name}' is not known here yet")),
+            Err(e) => Some(e.to_string()),
+        })
     }
 
     /// A buffer for a frame, and back.

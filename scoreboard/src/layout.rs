@@ -34,6 +34,8 @@ pub mod header {
     pub const QUEUE_TIMEOUTS: usize = 18;
     /// Set to 1 by a server process that waits for a worker: an idle pool shall start one.
     pub const WANTED: usize = 24;
+    /// Scripts that no ready worker could load. Supervisor's; for readiness, decides nothing else.
+    pub const UNLOADED: usize = 25;
 }
 
 /// Words of a slot.

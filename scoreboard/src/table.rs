@@ -314,6 +314,11 @@ impl Table {
         self.words.word(header::WANTED).swap(0, SeqCst) != 0
     }
 
+    /// Notes how many scripts no ready worker could load. Supervisor only.
+    pub fn set_unloaded(&self, scripts: u64) {
+        self.words.word(header::UNLOADED).store(scripts, Relaxed);
+    }
+
     /// State of the pool.
     pub fn pool(&self) -> PoolState {
         match self.words.word(header::POOL).load(SeqCst) as u8 {

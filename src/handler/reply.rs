@@ -3,7 +3,9 @@
 
 use super::feed::Feed;
 use super::{OK, refuse};
+use crate::access::Outcome;
 use crate::brigade::{Brigade, Stopped};
+use crate::config;
 use crate::log;
 use crate::request::Request;
 use mod_wsgi_core::conn::Inbox;
@@ -106,6 +108,7 @@ pub fn send(
     manner: Manner<'_>,
 ) -> Result<c_int, RequestError> {
     let told = answer(r, &mut x, inbox, &mut feed, manner);
+    config::set_outcome(r, Outcome::new(r.pool(), &x));
     if feed.as_ref().is_some_and(Feed::is_unread) && !matches!(told, Ok(Told::Status(OK) | Told::Instead(_))) {
         // httpd would read the rest before it sends the error, which the client may be waiting for.
         r.close_after();

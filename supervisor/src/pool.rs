@@ -542,6 +542,15 @@ impl Pool {
             self.published = Some(state);
             self.table.set_pool(state);
         }
+        self.table.set_unloaded(self.unloaded());
+    }
+
+    /// Scripts that a ready worker could not load, and no other has.
+    fn unloaded(&self) -> u64 {
+        let ready = || self.workers.values().filter(|w| w.state == State::Ready);
+        let failed: BTreeSet<_> = ready().flat_map(Worker::load_errors).map(|(key, _)| key).collect();
+        let loaded = |key| ready().any(|w| w.loaded.get(key).is_some_and(|l| l.error.is_none()));
+        failed.into_iter().filter(|key| !loaded(key)).count() as u64
     }
 
     /// State as published, for people.

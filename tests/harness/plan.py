@@ -40,7 +40,7 @@ class Plan:
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     #: the same for places
     places: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    #: more lines in the words of one server, by its name
+    #: more lines in the words of one server, by its name; "nginx server" are those of nginx's server block
     own: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def all_groups(self) -> dict[str, str]:
@@ -81,7 +81,8 @@ class Plan:
         http = [self.own.get("nginx", "")]
         http += [f"wsgi_daemon_process {name} {_words(options)};" for name, options in self.all_groups().items()]
         http += [f"wsgi_{name} {_words(value)};" for name, value in self.settings.items()]
-        server = [f"location {place} {{ alias {where}/; }}" for place, where in self.files.items()]
+        server = [self.own.get("nginx server", "")]
+        server += [f"location {place} {{ alias {where}/; }}" for place, where in self.files.items()]
         scripts = self.all_scripts()
         server += [_location(place, place, s, {}) for place, s in scripts.items()]
         for place, settings in self.places.items():

@@ -29,6 +29,8 @@ pub enum Kind {
     Param,
     /// Least level of the module's own lines.
     LogLevel,
+    /// Answers for the health checks of load balancers.
+    Ready,
 }
 
 /// A setting of nginx's upstream machinery.
@@ -169,7 +171,7 @@ macro_rules! directives {
     };
 }
 
-use Kind::{LogLevel, Param, Script, Shared, Upstream};
+use Kind::{LogLevel, Param, Ready, Script, Shared, Upstream};
 
 directives! {
     "wsgi_script" "file [mount=/prefix]" "" Content Script,
@@ -198,6 +200,8 @@ directives! {
         "Whether a reload of the server replaces the workers of every group or only of groups whose settings changed.";
     "wsgi_supervisor" "file" "mod-wsgi-rs beside the module" Http Shared("WSGISupervisor"),
         "The program that supervises the workers.";
+    "wsgi_ready" "" "" Content Ready,
+        "Answers requests for the location with 200 when the applications of all groups are loaded and their queues have room, else with 503: readiness for a load balancer. No worker is asked.";
     "wsgi_log_level" "error | warn | notice | info | debug" "that of error_log" Http LogLevel,
         "Least level of what the module, the supervisor and the workers write to the error log, where it is more than error_log itself takes: info shows starts of workers and what applications print.";
     "wsgi_param" "name value [if_not_empty]" "" Location Param,

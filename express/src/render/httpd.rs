@@ -4,7 +4,7 @@ use super::{Places, common, daemon_options, environment, escape, is_plain, text}
 use crate::access::shell_quote;
 use crate::apache::Apache;
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{LogFormat, Plan};
 use minijinja::context;
 
 const CONFIGURATION: &str = include_str!("httpd.conf.j2");
@@ -48,6 +48,7 @@ pub fn configuration(plan: &Plan, apache: &Apache, places: Places<'_>) -> Result
         spare_high => if prefork { size.clients / 2 + 1 } else { size.clients },
         graceful_shutdown_timeout => super::GRACEFUL_SHUTDOWN,
         log_level => log_level(&plan.log_level),
+        log_format => plan.access_log.as_ref().map(log_format),
         mime_types => apache.mime_types.as_deref().map(text).transpose()?,
         daemon_options => options.join(" "),
         ..common(plan, places)?
@@ -57,6 +58,16 @@ pub fn configuration(plan: &Plan, apache: &Apache, places: Places<'_>) -> Result
     environment.add_filter("regex", |value: String| escape_before(&value, "\\^$.|?*+()[]{}"));
     environment.add_filter("rewrite", |value: String| escape_before(&value, "\\$%"));
     environment.render_str(CONFIGURATION, values).map_err(|e| Error::Internal(format!("httpd.conf: {e:#}")))
+}
+
+/// A line of the access log.
+fn log_format(format: &LogFormat) -> &str {
+    match format {
+        LogFormat::Combined => r#"%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i""#,
+        LogFormat::Common => r#"%h %l %u %t "%r" %>s %b"#,
+        LogFormat::Json => "%^WJ",
+        LogFormat::Own(text) => text,
+    }
 }
 
 /// The level of Apache, and at least info for this module: that is where worker starts and application output are.

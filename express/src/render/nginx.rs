@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::limits::Limits;
 use crate::listen;
 use crate::nginx::Nginx;
-use crate::plan::Plan;
+use crate::plan::{LogFormat, Plan};
 use minijinja::context;
 use mod_wsgi_core::options::TABLE;
 use nix::sys::resource::{Resource, getrlimit};
@@ -68,6 +68,8 @@ pub fn configuration(plan: &Plan, nginx: &Nginx, places: Places<'_>) -> Result<S
         connections => size.connections,
         files => size.files,
         log_level => log_level(&plan.log_level),
+        log_format => plan.access_log.as_ref().and_then(log_format),
+        log_json => plan.access_log == Some(LogFormat::Json),
         wsgi_log_level => wsgi_log_level(&plan.log_level),
         mime_types => nginx.mime_types.as_deref().map(text).transpose()?,
         upstreams => nginx.upstreams.clone(),
@@ -92,6 +94,25 @@ pub fn configuration(plan: &Plan, nginx: &Nginx, places: Places<'_>) -> Result<S
     };
     let without = render(false)?;
     if without.contains(DOLLAR) { render(true) } else { Ok(without) }
+}
+
+/// The same members as the module for Apache writes; the three last ones are numbers or null by a map.
+const JSON: &str = concat!(
+    r#"{"time":"$time_iso8601","client":"$remote_addr","user":"$remote_user","method":"$request_method","#,
+    r#""target":"$request_uri","protocol":"$server_protocol","status":$status,"bytes":$body_bytes_sent,"#,
+    r#""seconds":$request_time,"host":"$http_host","referer":"$http_referer","user_agent":"$http_user_agent","#,
+    r#""request_id":"$connection-$connection_requests","process_group":"$wsgi_process_group","#,
+    r#""worker_pid":$mod_wsgi_rs_worker,"queue_seconds":$mod_wsgi_rs_queue,"app_seconds":$mod_wsgi_rs_app}"#,
+);
+
+/// A line of the access log; `None`: one that nginx knows by name.
+fn log_format(format: &LogFormat) -> Option<&str> {
+    match format {
+        LogFormat::Combined => None,
+        LogFormat::Common => Some(r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent"#),
+        LogFormat::Json => Some(JSON),
+        LogFormat::Own(text) => Some(text),
+    }
 }
 
 /// Where the application's requests come in; nowhere if an alias covers all of it, as aliases come first.
