@@ -125,6 +125,51 @@ def test_log_to_terminal(express) -> None:
     wait_until(lambda: "GET /logged" in x.output() and "said at import" in x.output(), 10)
 
 
+def test_json_access_log(express) -> None:
+    """D6: --access-log-format json is one object a line with the same members on both servers, and turns the log on."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.write("static.txt", "static")
+    x.start("app.wsgi", "--access-log-format", "json", "--url-alias", "/static.txt", str(x.work / "static.txt"))
+    x.get('/logged?a="b"', headers=[("User-Agent", 'a "quoted" \\ agent')])
+    x.get("/static.txt")
+    log = x.root / "access_log"
+    wait_until(lambda: log.exists() and "static.txt" in log.read_text(), 10)
+    records = {r["target"]: r for r in map(json.loads, log.read_text().splitlines())}
+    app, static = records['/logged?a="b"'], records["/static.txt"]
+    assert app["user_agent"] == 'a "quoted" \\ agent' and app["status"] == 200
+    assert app["process_group"] == "express" and app["worker_pid"] > 1 and app["request_id"]
+    assert 0 <= app["queue_seconds"] < 30 and 0 <= app["app_seconds"] < 30 and 0 <= app["seconds"] < 60
+    assert static["queue_seconds"] is static["app_seconds"] is static["worker_pid"] is None
+    assert static.keys() == app.keys() and len(app) == 17
+
+
+def test_access_log_in_the_servers_words(express) -> None:
+    """D6: --access-log-format takes a format of the web server; anything else is refused with what may be given."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    code, text = x.fail("app.wsgi", "--access-log-format", "pretty")
+    assert code == 2 and "--access-log-format" in text and "combined, common, json" in text
+    x.start("app.wsgi", "--access-log-format", 'got "%U"' if x.words.name == "Apache" else 'got "$uri"')
+    x.get("/here")
+    log = x.root / "access_log"
+    wait_until(lambda: log.exists() and 'got "/here"\n' in log.read_text(), 10)
+
+
+def test_readiness(express) -> None:
+    """D10: --readiness answers health checks of load balancers; without it the URL is the application's."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi", "--readiness", "--mount-point", "/app")
+    wait_until(lambda: x.get("/-/mod-wsgi-rs/ready").text == "ready\n", 20)
+    assert x.get("/app/x").text == "hello /x"
+    x.stop()
+    x = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi")
+    assert x.get("/-/mod-wsgi-rs/ready").text == "hello /-/mod-wsgi-rs/ready"
+
+
 def test_setup_only(express) -> None:
     """R7: --setup-only writes the configuration and starts nothing."""
     x: Express = express()
