@@ -11,6 +11,7 @@ import pytest
 
 from harness import docker, product
 from harness.docker import Container
+from harness.express import SERVERS, Words
 
 HERE = pathlib.Path(__file__).parent
 
@@ -31,6 +32,20 @@ def suite() -> str:
     return "bookworm"
 
 
+@pytest.fixture(scope="session", params=list(SERVERS))
+def server(request: pytest.FixtureRequest) -> str:
+    """Each server there are images of."""
+    if request.param == "nginx" and not product.has_nginx():
+        pytest.skip("no module for nginx: see `make build`")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def words(server: str) -> Words:
+    """What the server calls things."""
+    return SERVERS[server]
+
+
 @pytest.fixture(scope="session")
 def apache(suite: str) -> str:
     """The image of Apache."""
@@ -38,9 +53,15 @@ def apache(suite: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def onbuild(suite: str) -> str:
+def base(server: str, suite: str) -> str:
+    """The image of the server."""
+    return f"mod-wsgi-rs:{server}{docker.images(suite)}"
+
+
+@pytest.fixture(scope="session")
+def onbuild(server: str, suite: str) -> str:
     """The image to build applications from."""
-    return f"mod-wsgi-rs:apache-onbuild{docker.images(suite)}"
+    return f"mod-wsgi-rs:{server}-onbuild{docker.images(suite)}"
 
 
 @pytest.fixture
@@ -68,11 +89,11 @@ def image() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def probe(apache: str) -> Iterator[str]:
+def probe(base: str) -> Iterator[str]:
     """An image with an application that shows where it runs."""
     tag = f"mwr-test-{uuid.uuid4().hex[:12]}:probe"
     files = docker.tree(HERE / "apps" / "probe")
-    docker.build(tag, {**files, "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n'})
+    docker.build(tag, {**files, "Dockerfile": f'FROM {base}\nCOPY . /app\nCMD ["app.wsgi"]\n'})
     yield tag
     docker.run("rmi", "-f", tag, status=None)
 

@@ -32,7 +32,6 @@ def compose() -> list[str]:
 @pytest.mark.timeout(600)
 def test_django_with_postgresql(onbuild: str, postgres: str) -> None:
     """D11, D15: one command builds, migrates and serves; a note survives in PostgreSQL, static files come from the server."""
-    docker.run("tag", onbuild, "mod-wsgi-rs:apache-onbuild")
     claim = Port()
     project = f"mwrtest{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="mwr-compose-") as path:
@@ -45,6 +44,7 @@ def test_django_with_postgresql(onbuild: str, postgres: str) -> None:
             "COMPOSE_DOCKER_CLI_BUILD": "1",
             "PATH": f"{path}:{os.environ['PATH']}",
             "POSTGRES_IMAGE": postgres,
+            "BASE_IMAGE": onbuild,
             "SITE_PORT": f"127.0.0.1:{claim.number}",
         }
         line = [*compose(), "-p", project, "-f", str(product.ROOT / "docker" / "compose.yml")]

@@ -12,6 +12,8 @@ import pytest
 from harness import docker, product
 
 pytestmark = pytest.mark.long
+#: Debian's package of each server
+PACKAGE = {"apache": "apache2-bin", "nginx": "nginx"}
 
 
 def size(image: str) -> int:
@@ -26,29 +28,30 @@ def files(image: str) -> list[str]:
     return sorted(docker.run("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", script).splitlines())
 
 
-def test_size_and_no_compiler(apache: str, suite: str) -> None:
+def test_size_and_no_compiler(base: str, server: str, suite: str) -> None:
     """D1: at most 1.3 times Debian slim with the same server and Python; no compiler, no pip, OCI labels."""
     plain = f"mwr-test-{uuid.uuid4().hex[:12]}:plain"
-    line = "apt-get update -q && apt-get install -q -y --no-install-recommends apache2-bin ca-certificates python3"
+    packages = f"{PACKAGE[server]} ca-certificates python3"
+    line = f"apt-get update -q && apt-get install -q -y --no-install-recommends {packages}"
     docker.build(
         plain, {"Dockerfile": f"FROM debian:{suite}-slim\nRUN {line} && rm -rf /var/lib/apt/lists/* /var/cache/apt/*\n"}
     )
     try:
-        ratio = size(apache) / size(plain)
+        ratio = size(base) / size(plain)
     finally:
         docker.run("rmi", "-f", plain, status=None)
-    print(f"size {size(apache) / 1e6:.0f} MB, {ratio:.2f} of Debian with Apache and Python")
+    print(f"size {size(base) / 1e6:.0f} MB, {ratio:.2f} of Debian with {server} and Python")
     assert ratio <= 1.3
     script = "for p in cc gcc c++ make cargo pip pip3; do ! command -v $p || exit 1; done"
-    docker.run("run", "--rm", "--entrypoint", "sh", apache, "-c", script)
-    labels = json.loads(docker.run("image", "inspect", "-f", "{{json .Config.Labels}}", apache))
+    docker.run("run", "--rm", "--entrypoint", "sh", base, "-c", script)
+    labels = json.loads(docker.run("image", "inspect", "-f", "{{json .Config.Labels}}", base))
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert labels["org.opencontainers.image.version"] not in ("", "0")
 
 
-def test_list_of_parts(apache: str) -> None:
+def test_list_of_parts(base: str, server: str) -> None:
     """D4: the list names Debian's packages, crates and Python packages, and is the same again."""
-    command = [str(product.ROOT / "docker" / "sbom.py"), apache]
+    command = [str(product.ROOT / "docker" / "sbom.py"), base]
     run = lambda: subprocess.run(command, env={**os.environ, "DOCKER": docker.DOCKER}, capture_output=True, text=True)
     first = run()
     assert first.returncode == 0, first.stderr
@@ -56,7 +59,7 @@ def test_list_of_parts(apache: str) -> None:
     purls = [c["purl"] for c in document["components"]]
     assert document["bomFormat"] == "CycloneDX" and len(set(purls)) == len(purls)
     for start in (
-        "pkg:deb/debian/apache2-bin@",
+        f"pkg:deb/debian/{PACKAGE[server]}@",
         "pkg:deb/debian/libc6@",
         "pkg:cargo/serde_json@",
         "pkg:cargo/mod-wsgi-core@",
@@ -68,19 +71,24 @@ def test_list_of_parts(apache: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_same_files_again(apache: str, suite: str) -> None:
+def test_same_files_again(base: str, server: str, suite: str) -> None:
     """D4: built again from the same inputs, without any cache, the image has the same list of files."""
     again = f"mwr-test-{uuid.uuid4().hex[:12]}:again"
+    arguments = [f"BASE=debian:{suite}-slim"]
+    if server == "nginx":
+        arguments += ["SERVER=nginx", "SERVER_PACKAGE=nginx", f"MODULE=mod-wsgi-rs:nginx-module-{suite}",
+                      "MODULE_FILE=ngx_http_wsgi_rs_module.so"]  # fmt: skip
     subprocess.run(
         [
             *(docker.DOCKER, "build", "--no-cache", "-q", "-t", again),
-            *("--build-arg", f"BASE=debian:{suite}-slim", str(product.ROOT / "docker" / "apache")),
+            *(word for a in arguments for word in ("--build-arg", a)),
+            str(product.ROOT / "docker" / "server"),
         ],
         env={**os.environ, **docker.BUILDKIT},
         check=True,
         capture_output=True,
     )
     try:
-        assert files(again) == files(apache)
+        assert files(again) == files(base)
     finally:
         docker.run("rmi", "-f", again, status=None)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from harness import docker, product
+from harness.express import Words
 from harness.http import Response
 from harness.wait import wait_until
 
@@ -56,6 +57,13 @@ def test_user_and_read_only_root(probe: str, start, user: str) -> None:
     assert "MWR" not in c.logs()
 
 
+def test_server(probe: str, words: Words, start) -> None:
+    """D1, N5: the image runs its server without being told which."""
+    c = start(probe).ready()
+    assert c.get().header("Server").startswith(words.name)
+    assert f"\n{words.name} " in c.output("stdout")
+
+
 def test_stop_drains(probe: str, start) -> None:
     """D6: TERM to the first process: a request in flight is answered, and the end is in time and orderly."""
     c = start(probe).ready()
@@ -81,7 +89,7 @@ def test_first_process_reaps(probe: str, start) -> None:
     wait_until(lambda: c.exec("python3", "-c", script).strip() == "0", 10, "no zombie stays", interval=0.1)
 
 
-def test_variables_files_and_environment(apache: str, image: str, start) -> None:
+def test_variables_files_and_environment(base: str, words: Words, image: str, start) -> None:
     """D7, D8: precedence command line, server_args, variable; environment files; values reach os.environ; the hook start."""
     files = {
         **docker.tree(product.TESTS / "docker" / "apps" / "probe"),
@@ -89,7 +97,7 @@ def test_variables_files_and_environment(apache: str, image: str, start) -> None
         ".mod-wsgi-rs/env": "# defaults\nCOLOUR=blue\nSHAPE=round\nMOD_WSGI_RS_LOG_LEVEL=info\n",
         ".mod-wsgi-rs/start": "#!/bin/sh\necho hook start sees $COLOUR\n",
         ".mod-wsgi-rs/deploy": "#!/bin/sh\necho hook deploy sees $SHAPE\nexit 7\n",
-        "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n',
+        "Dockerfile": f'FROM {base}\nCOPY . /app\nCMD ["app.wsgi"]\n',
     }
     docker.build(image, files)
     variables = {"COLOUR": "red", "MOD_WSGI_RS_THREADS": "9", "WEB_CONCURRENCY": "2", "PORT": "8000"}
@@ -98,14 +106,15 @@ def test_variables_files_and_environment(apache: str, image: str, start) -> None
     v = json.loads(c.get().body)
     assert v["environ"]["COLOUR"] == "red" and v["environ"]["SHAPE"] == "round" and v["multiprocess"] is True
     assert "hook start sees red" in c.output("stdout")
-    config = c.exec("cat", "/run/mod-wsgi-rs/server/httpd.conf")
-    assert "processes=2 threads=3 " in config and "LogLevel info" in config and 'SetEnv "A" "b c"' in config
+    config = c.exec("cat", f"/run/mod-wsgi-rs/server/{words.configuration}")
+    assert "processes=2 threads=3 " in config and words.log_level("info") in config
+    assert words.setenv("A", "b c") in config
     # One-off: the hook deploy and nothing else; its status is that of the container.
     once = start(image, "--deploy")
     assert once.wait() == 7 and once.output("stdout").strip() == "hook deploy sees round"
 
 
-def test_limits(probe: str, start) -> None:
+def test_limits(probe: str, words: Words, start) -> None:
     """D9: processes from the limits of the container, said in one line."""
     c = start(probe, options=("--cpus", "0.5", "--memory", "256m")).ready()
     said = [line for line in c.logs().splitlines() if "memory limit" in line]
@@ -115,7 +124,7 @@ def test_limits(probe: str, start) -> None:
     assert said[0].endswith("max-rss 235929K")
     two = start(probe, options=("--cpus", "2", "--memory", "1g")).ready()
     assert "mod-wsgi-rs: 2 processes: processors 2, memory limit 1024 MiB" in two.logs()
-    config = two.exec("cat", "/run/mod-wsgi-rs/server/httpd.conf")
+    config = two.exec("cat", f"/run/mod-wsgi-rs/server/{words.configuration}")
     assert "processes=2 " in config and "max-rss=471859K" in config
 
 
@@ -151,12 +160,12 @@ def test_refusals(probe: str, start, command: list[str], options: list[str], wor
         assert len([x for x in lines if "MWR" in x]) == 1 and len(lines) == 1, lines
 
 
-def test_failing_hook(apache: str, image: str, start) -> None:
+def test_failing_hook(base: str, image: str, start) -> None:
     """D8: a failing hook ends the container with its output."""
     files = {
         **docker.tree(product.TESTS / "docker" / "apps" / "probe"),
         ".mod-wsgi-rs/start": "#!/bin/sh\necho what went wrong >&2\nexit 3\n",
-        "Dockerfile": f'FROM {apache}\nCOPY . /app\nCMD ["app.wsgi"]\n',
+        "Dockerfile": f'FROM {base}\nCOPY . /app\nCMD ["app.wsgi"]\n',
     }
     docker.build(image, files)
     c = start(image)
