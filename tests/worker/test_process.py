@@ -1,6 +1,7 @@
 """One worker as a process: rows, threads, forks, scripts, interpreters, its end."""
 
 import ast
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,6 +82,25 @@ def test_thread_locals_survive(worker):
     assert set(seen) <= {"wsgi-0-0", "wsgi-0-1"}
 
 
+@contextlib.contextmanager
+def saturated(w):
+    """Hello over 32 connections from another process."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(driver.ROOT / "tests")!r})
+from worker.load import saturate
+saturate({w.table.fd}, {w.table.slots}, {w.table.rows}, {str(w.address)!r}, {w.token.hex()!r}, {str(ROUTES)!r}, 32)
+"""
+    load = subprocess.Popen([sys.executable, "-c", code], pass_fds=[w.table.fd], stdin=subprocess.PIPE)
+    try:
+        before = w.table.requests
+        wait_for(lambda: w.table.requests > before + 2000, "the load")
+        yield
+    finally:
+        load.kill()
+        load.wait()
+
+
 def test_short_waits_beside_a_saturated_worker(python, tmp_path):
     """A request with 20 waits of 0.2 ms takes at most 10 times its idle time (R17)."""
     with Worker(tmp_path, python=python, preload=[(ROUTES, "application")], threads=5, rows=64) as w:
@@ -97,20 +117,8 @@ def test_short_waits_beside_a_saturated_worker(python, tmp_path):
             return sorted(times)[n // 2]
 
         idle = measure(63, 10)
-        code = f"""
-import sys
-sys.path.insert(0, {str(driver.ROOT / "tests")!r})
-from worker.load import saturate
-saturate({w.table.fd}, {w.table.slots}, {w.table.rows}, {str(w.address)!r}, {w.token.hex()!r}, {str(ROUTES)!r}, 32)
-"""
-        load = subprocess.Popen([sys.executable, "-c", code], pass_fds=[w.table.fd], stdin=subprocess.PIPE)
-        try:
-            before = w.table.requests
-            wait_for(lambda: w.table.requests > before + 2000, "the load")
+        with saturated(w):
             busy = measure(63, 15)
-        finally:
-            load.kill()
-            load.wait()
         assert busy <= 10 * idle, f"{busy * 1e3:.1f} ms beside hello, {idle * 1e3:.1f} ms idle"
 
 

@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 /// How long a thread may keep the GIL from request to request. Every other thread of the process waits about this
 /// long, times the serving threads, for each time it needs the GIL.
 const HOLD: Duration = Duration::from_micros(500);
+/// After so many such times it is looked anew whether the application has threads of its own.
+const LOOK: u32 = 32;
 /// Bytes of a thread's receive buffer; longer frames get a buffer of their own.
 const RECEIVE: usize = 8 * 1024;
 /// Connections accepted in one go.
@@ -106,6 +108,35 @@ struct Work {
     fd: Option<OwnedFd>,
 }
 
+/// Whether the application has Python threads of its own, for which a serving thread must make room. Those that C code
+/// brings into the interpreter for a moment are not seen: they get the GIL as beside any busy thread, within the
+/// interpreter's switch interval.
+struct Company {
+    current_frames: Py<PyAny>,
+    /// Threads of the worker itself: the serving ones and the main thread.
+    own: usize,
+    looks: u32,
+    found: bool,
+}
+
+impl Company {
+    fn new(py: Python<'_>, threads: u16) -> PyResult<Company> {
+        let current_frames = py.import("sys")?.getattr("_current_frames")?.unbind();
+        Ok(Company { current_frames, own: threads as usize + 1, looks: 0, found: true })
+    }
+
+    /// Asked each time the GIL has been held for long.
+    fn is_there(&mut self, py: Python<'_>) -> bool {
+        if self.looks.is_multiple_of(LOOK) {
+            let frames = self.current_frames.bind(py).call0().and_then(|f| f.len());
+            // Without an answer there may be some.
+            self.found = frames.map_or(true, |n| n > self.own);
+        }
+        self.looks = self.looks.wrapping_add(1);
+        self.found
+    }
+}
+
 struct Server {
     shared: &'static Shared,
     runtime: &'static Runtime,
@@ -131,10 +162,11 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
     let mut server = Server { shared, runtime, number, builder, out: Vec::new(), last: None, input_key, ident };
     let mut buf = vec![0; RECEIVE];
     let mut window = Window::new();
-    let mut held_long = false;
+    let mut company = Company::new(py, shared.plan.threads)?;
+    let mut make_room = false;
     loop {
         let mut work = py.detach(|| {
-            if held_long {
+            if make_room {
                 // Nobody else waits for requests: threads of the application that wait for the GIL get it only if this
                 // one really sleeps.
                 std::thread::sleep(Duration::from_micros(1));
@@ -144,7 +176,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
             }
             next(shared, number, &mut buf, true)
         });
-        held_long = false;
+        make_room = false;
         let since = Instant::now();
         let mut began = since;
         while let Some(w) = work {
@@ -154,7 +186,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
             shared.turn.ended(number, &mut window, now.duration_since(began), !others);
             began = now;
             if others || now.duration_since(since) >= HOLD {
-                held_long = shared.turn.is_owner(number);
+                make_room = shared.turn.is_owner(number) && company.is_there(py);
                 break;
             }
             work = next(shared, number, &mut buf, false);
