@@ -78,6 +78,15 @@ int mwr_is_tls(const ngx_http_request_t *r)
 #endif
 }
 
+void mwr_no_goodbye(ngx_http_request_t *r)
+{
+#if (NGX_HTTP_SSL)
+    if (r->connection->ssl) {
+        r->connection->ssl->no_send_shutdown = 1;
+    }
+#endif
+}
+
 void *mwr_main_conf(ngx_conf_t *cf, ngx_module_t *m)
 {
     return ((ngx_http_conf_ctx_t *) cf->ctx)->main_conf[m->ctx_index];

@@ -36,6 +36,8 @@ ngx_atomic_uint_t mwr_connection_number(void);
 uint64_t mwr_request_start(const ngx_http_request_t *r);
 /* The client came over TLS. */
 int mwr_is_tls(const ngx_http_request_t *r);
+/* A TLS connection ends without close_notify; another one is left as it is. */
+void mwr_no_goodbye(ngx_http_request_t *r);
 /* ngx_http_conf_get_module_main_conf and its like by module */
 void *mwr_main_conf(ngx_conf_t *cf, ngx_module_t *m);
 void *mwr_loc_conf(ngx_http_request_t *r, ngx_module_t *m);

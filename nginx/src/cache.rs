@@ -257,6 +257,12 @@ pub fn head(r: &Request<'_>, u: &sys::ngx_http_upstream_t) -> Option<(usize, usi
     }
 }
 
+/// How much nginx has left free in its first buffer for what a file of the cache begins with.
+pub fn reserved(r: &Request<'_>) -> usize {
+    // SAFETY: a live request, whose cache record lives as long as it.
+    unsafe { (*r.raw()).cache.as_ref() }.map_or(0, |c| c.header_start)
+}
+
 /// A failure of ours counts as one of the cases of wsgi_cache_use_stale: nginx itself knows only the status.
 pub fn allow_stale(r: &Request<'_>, u: &sys::ngx_http_upstream_t, case: u32) {
     // SAFETY: as in `head`.

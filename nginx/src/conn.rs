@@ -464,6 +464,8 @@ pub fn release(wire: *mut Wire, reader: Reader, owes_end: bool) {
         sys::mwr_unpost_event(c.write);
         (*c.write).handler = Some(ignore);
         c.set_idle(1);
+        // Neither its own end nor the application's keeps this process, and nginx does not complain of it.
+        (*c.read).set_channel(1);
         let done = reader.done();
         (*wire).late = reader;
         (*wire).owes_end = owes_end;
@@ -514,6 +516,7 @@ pub fn employ(wire: *mut Wire, log: *mut sys::ngx_log_t) {
     unsafe {
         let c = &mut *(*wire).c;
         c.set_idle(0);
+        (*c.read).set_channel(0);
         c.sent = 0;
         c.data = null_mut();
         c.log = log;

@@ -43,6 +43,10 @@ pub fn is_sending(_: &Request<'_>) -> bool {
     false
 }
 
+pub fn reserved(_: &Request<'_>) -> usize {
+    0
+}
+
 pub fn head(_: &Request<'_>, _: &sys::ngx_http_upstream_t) -> Option<(usize, usize)> {
     None
 }

@@ -65,7 +65,8 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
                     return tell(&view, u, x);
                 }
                 Ok(Begin::More(need)) => {
-                    return if make_room(&view, u, need) { AGAIN } else { ERROR };
+                    let before = cache::reserved(&view);
+                    return if make_room(&view, u, need, before) { AGAIN } else { ERROR };
                 }
                 Ok(Begin::Head(head, used)) => {
                     x.head_at = Some((Instant::now(), head.ran));
@@ -79,8 +80,12 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
                         begin_body(&view, u, x);
                         // Where the head fills the buffer exactly nginx would read on into no room, and take that for the
                         // end of the connection.
-                        if u.buffer.pos == u.buffer.end && !make_room(&view, u, SPARE) {
-                            return ERROR;
+                        if u.buffer.pos == u.buffer.end {
+                            // SAFETY: both lie in the buffer's memory.
+                            let head = unsafe { u.buffer.pos.offset_from_unsigned(u.buffer.start) };
+                            if !make_room(&view, u, SPARE, head) {
+                                return ERROR;
+                            }
                         }
                     }
                     return rc;
@@ -207,8 +212,9 @@ fn keep_head(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, head: usize) {
     }
 }
 
-/// Room for at least `need` bytes from the content's first on. nginx has one small buffer for a head.
-fn make_room(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, need: usize) -> bool {
+/// Room for at least `need` bytes from the content's first on; of what lies before the content `keep` bytes stay, the
+/// beginning of a cache file, and the rest has been used. nginx has one small buffer for a head.
+fn make_room(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, need: usize, keep: usize) -> bool {
     let b = &mut u.buffer;
     // SAFETY: the four pointers lie in one block of memory.
     let (before, have, room) = unsafe {
@@ -218,20 +224,32 @@ fn make_room(r: &Request<'_>, u: &mut sys::ngx_http_upstream_t, need: usize) -> 
     if need <= room && have < room {
         return true;
     }
+    let keep = keep.min(before);
+    let whole = before - keep + room;
+    if need <= whole && have < whole {
+        // Records of the log that came before the head: however many, they need no memory.
+        // SAFETY: the content moves towards the beginning of its own block.
+        unsafe {
+            let to = b.start.add(keep);
+            std::ptr::copy(b.pos, to, have);
+            (b.pos, b.last) = (to, to.add(have));
+        }
+        return true;
+    }
     let most = limits::HEADER + limits::MAX_RESPONSE_HEAD + limits::MAX_DATA;
-    let size = (need + SPARE).max(2 * room).min(most.max(need + SPARE));
-    // What lies before the content is the head of a cache file; it is kept.
-    let p = r.pool().bytes(before + size);
+    let size = (need + SPARE).max(2 * whole).min(most.max(need + SPARE));
+    let p = r.pool().bytes(keep + size);
     if p.is_null() {
         return false;
     }
     // SAFETY: the new block has room for both parts; nginx reads the buffer's fields anew after each call.
     unsafe {
-        std::ptr::copy_nonoverlapping(b.start, p, before + have);
+        std::ptr::copy_nonoverlapping(b.start, p, keep);
+        std::ptr::copy_nonoverlapping(b.pos, p.add(keep), have);
         b.start = p;
-        b.pos = p.add(before);
+        b.pos = p.add(keep);
         b.last = b.pos.add(have);
-        b.end = p.add(before + size);
+        b.end = p.add(keep + size);
     }
     true
 }
@@ -706,6 +724,9 @@ pub fn finalize(r: &Request<'_>, x: &mut Exchange, rc: sys::ngx_int_t) {
     if let Some(lost) = x.framer.as_ref().filter(|f| f.content_length().is_none()).and(r.client_fd())
         && r.is_delimited_by_close()
     {
+        // Over TLS an orderly goodbye would say that this was all.
+        // SAFETY: a live request.
+        unsafe { sys::mwr_no_goodbye(r.raw()) };
         // A socket that is gone already needs no reset.
         let _ = rustix::net::sockopt::set_socket_linger(lost.as_fd(), Some(std::time::Duration::ZERO));
     }

@@ -62,7 +62,6 @@ def test_as_a_daemon(nginx: Callable[..., Nginx]) -> None:
 def test_reload_keeps_workers_and_loses_nothing(nginx: Callable[..., Nginx]) -> None:
     """N9, N17: reloads under load lose no request and, where no setting has changed, replace no worker."""
     server = nginx(SITE, http_config=GROUP)
-    server.allow_log("open socket|aio")
     server.log.wait("is ready after", count=2)
     before = server.ready("blog")
     with Load(server) as load:

@@ -25,7 +25,6 @@ def serving(nginx: MakeNginx, plan: Plan = PLAN, **kw: object) -> Nginx:
     """A server with two ready workers."""
     http_config, config = plan.nginx()
     server = nginx(config, http_config=http_config, **kw)
-    server.allow_log("open socket|aio")
     wait_until(lambda: len(server.ready()) == 2, 15, "workers are ready")
     return server
 
