@@ -249,9 +249,11 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
                 return None;
             }
             Ok(Frame::End) => {
-                // Of a streamed body that nobody read, a part of a frame is no loss.
+                // Of a streamed body that nobody read, a part of a frame is no loss. nginx takes requests back while it sends
+                // them: their clients have left, or another worker is free.
                 if !inbound.buf.is_empty() && !inbound.stream_tail {
-                    shared.log_hostile("MWR0421: a server process left in the middle of a frame");
+                    shared
+                        .log(Level::Info, "MWR0421: a server process left in the middle of a frame; connection closed");
                 }
                 drop(inbound);
                 shared.close(&conn);
