@@ -26,7 +26,7 @@ pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
                 return Err(refuse(format!("the port is taken by {by}; end it or choose another --port")));
             }
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-                return Err(refuse("only root can listen on ports below 1024; choose another --port".into()));
+                return Err(refuse(not_allowed(port, first_free())));
             }
             Err(e) if e.kind() == ErrorKind::AddrNotAvailable => {
                 return Err(refuse("the address is none of this machine".into()));
@@ -35,6 +35,23 @@ pub fn check(host: Option<&str>, port: u16) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The first port that needs no privilege, in this network namespace. Engines set it to 0 in those of their containers.
+fn first_free() -> Option<u16> {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok()?.trim().parse().ok()
+}
+
+/// Why a port is refused, and what helps. That a container was given the capability does not: it reaches root alone.
+fn not_allowed(port: u16, first_free: Option<u16>) -> String {
+    match first_free {
+        Some(first) if port >= first => "this process may not listen there; choose another --port".into(),
+        _ => format!(
+            "ports below {} need root with the capability NET_BIND_SERVICE; choose another --port, or set \
+             net.ipv4.ip_unprivileged_port_start to {port} or less",
+            first_free.unwrap_or(1024)
+        ),
+    }
 }
 
 /// Whether this machine has IPv6.
@@ -114,6 +131,14 @@ mod tests {
                      0100007F:1F40 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n";
         assert_eq!(listening_inodes(table, 8000), ["4711"]);
         assert!(listening_inodes(table, 80).is_empty());
+    }
+
+    #[test]
+    fn says_why_a_port_is_not_allowed() {
+        let text = not_allowed(80, Some(1024));
+        assert!(text.starts_with("ports below 1024 ") && text.ends_with("_port_start to 80 or less"), "{text}");
+        assert!(!not_allowed(80, Some(0)).contains("ports below"));
+        assert!(not_allowed(443, None).starts_with("ports below 1024 "));
     }
 
     #[test]
