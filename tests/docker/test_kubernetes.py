@@ -43,7 +43,7 @@ def test_schemas(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
 def test_what_schemas_do_not_say(overlay: str) -> None:
-    """D13: selectors meet the pods, ports the names, probes and grace periods each other."""
+    """D13: selectors meet the pods, ports the names, probes and grace periods each other. D10: readiness is turned on and asked."""
     found = objects(overlay)
     deployment = next(o for o in found if o["kind"] == "Deployment")["spec"]
     pod = deployment["template"]
@@ -67,6 +67,10 @@ def test_what_schemas_do_not_say(overlay: str) -> None:
     web = spec["containers"][0]
     assert [p["name"] for p in web["ports"]] == ["http"] and web["ports"][0]["containerPort"] == 8000
     assert spec["enableServiceLinks"] is False
+    ready = web["readinessProbe"]["httpGet"]
+    assert ready == {"path": "/-/mod-wsgi-rs/ready", "port": "http"}
+    assert {"name": "MOD_WSGI_RS_READINESS", "value": "1"} in web["env"]
+    assert all(web[p]["exec"]["command"][1:] == ["ctl", "live"] for p in ("livenessProbe", "startupProbe"))
     delay = int(web["lifecycle"]["preStop"]["exec"]["command"][1])
     assert spec["terminationGracePeriodSeconds"] > delay + 5 + 5
     mounts = {m["mountPath"] for m in web["volumeMounts"]}
