@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -34,11 +36,18 @@ def application(environ, start_response):
 """
 
 
-def has_ipvs() -> bool:
-    """Whether the kernel can do what the routing mesh needs. The directory is there once the first service runs."""
+def no_mesh() -> str:
+    """Why the kernel cannot do what the routing mesh needs; empty: it can."""
+    # The directory is there once the module is, which may be loaded when the first service asks for it.
     if pathlib.Path("/proc/net/ip_vs").exists():
-        return True
-    return subprocess.run(["sh", "-c", "modprobe ip_vs"], capture_output=True).returncode == 0
+        return ""
+    configuration = pathlib.Path("/proc/config.gz")
+    if configuration.exists() and b"\n# CONFIG_IP_VS is not set\n" in gzip.decompress(configuration.read_bytes()):
+        return "this kernel is built without IPVS (CONFIG_IP_VS is not set)"
+    if not shutil.which("modprobe"):
+        return "IPVS is not loaded, and modprobe is not installed"
+    done = subprocess.run(["modprobe", "ip_vs"], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"IPVS cannot be loaded: {done.stderr.strip()}"
 
 
 @dataclasses.dataclass
@@ -161,18 +170,18 @@ def swarm() -> Iterator[None]:
 
 
 @pytest.fixture
-def versions(apache: str) -> Iterator[tuple[str, str, str]]:
+def versions(base: str) -> Iterator[tuple[str, str, str]]:
     """Two versions of the application, and the stand-in of the mesh."""
     unique = uuid.uuid4().hex[:12]
     names = (f"mwr-test-{unique}:1", f"mwr-test-{unique}:2", f"mwr-test-{unique}:front")
     for version, name in enumerate(names[:2], 1):
         files: dict[str, str | bytes] = {"app.wsgi": APP.format(version=f"v{version}")}
         files["Dockerfile"] = (
-            f'FROM {apache}\nCOPY . /app\nHEALTHCHECK --interval=1s --timeout=5s --start-period=30s CMD ["mod-wsgi-rs", "ctl", "live"]\nCMD ["app.wsgi"]\n'
+            f'FROM {base}\nCOPY . /app\nHEALTHCHECK --interval=1s --timeout=5s --start-period=30s CMD ["mod-wsgi-rs", "ctl", "live"]\nCMD ["app.wsgi"]\n'
         )
         docker.build(name, files)
     front = (product.TESTS / "docker" / "apps" / "front.py").read_bytes()
-    docker.build(names[2], {"front.py": front, "Dockerfile": f"FROM {apache}\nCOPY front.py /front.py\n"})
+    docker.build(names[2], {"front.py": front, "Dockerfile": f"FROM {base}\nCOPY front.py /front.py\n"})
     yield names
     for name in names:
         docker.run("rmi", "-f", name, status=None)
@@ -181,8 +190,9 @@ def versions(apache: str) -> Iterator[tuple[str, str, str]]:
 @pytest.mark.timeout(600)
 def test_replicas(swarm: None, versions: tuple[str, str, str]) -> None:
     """D16: a rolling update loses nothing; a killed replica loses at most what ran in it; a drained node stops orderly."""
-    mesh = has_ipvs()
-    print("routing mesh:", "Swarm's" if mesh else "a stand-in, this kernel has no IPVS")
+    reason = no_mesh()
+    mesh = not reason
+    print("routing mesh:", f"a stand-in: {reason}" if reason else "Swarm's")
     claim = Port()
     with tempfile.TemporaryDirectory(prefix="mwr-stack-") as directory:
         stack = Stack(f"mwrtest{uuid.uuid4().hex[:8]}", claim.number, pathlib.Path(directory))
