@@ -47,12 +47,6 @@ def words(server: str) -> Words:
 
 
 @pytest.fixture(scope="session")
-def apache(suite: str) -> str:
-    """The image of Apache."""
-    return f"mod-wsgi-rs:apache{docker.images(suite)}"
-
-
-@pytest.fixture(scope="session")
 def base(server: str, suite: str) -> str:
     """The image of the server."""
     return f"mod-wsgi-rs:{server}{docker.images(suite)}"
@@ -66,12 +60,13 @@ def onbuild(server: str, suite: str) -> str:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Container]]:
-    """Starts containers: start(image, *command, options=[...])."""
+    """Starts containers: start(image, *command, options=[...], port=8000)."""
     containers: list[Container] = []
 
-    def go(image: str, *command: str, options: tuple[str, ...] = ()) -> Container:
-        made = docker.run("create", "--label", docker.LABEL, "-p", "127.0.0.1::8000", *options, image, *command).strip()
-        containers.append(Container(made))
+    def go(image: str, *command: str, options: tuple[str, ...] = (), port: int = 8000) -> Container:
+        publish = ("-p", f"127.0.0.1::{port}")
+        made = docker.run("create", "--label", docker.LABEL, *publish, *options, image, *command).strip()
+        containers.append(Container(made, port))
         docker.run("start", made)
         return containers[-1]
 

@@ -73,5 +73,8 @@ def test_commands(postgres: str) -> None:
         "Hello from Paris",
         "memory limit 256 MiB",
         "supervisor ",
+        "\nready\n",
+        '"target":"/orders"',
+        '"queue_seconds":',
     ):
         assert expected in done.stdout, f"{expected!r} is missing\n{done.stdout[-3000:]}"

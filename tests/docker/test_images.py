@@ -8,12 +8,15 @@ import threading
 import pytest
 
 from harness import docker, product
+from harness.docker import Container
 from harness.express import Words
 from harness.http import Response
 from harness.wait import wait_until
 
 #: nothing a container could do without
 HARDENED = ("--read-only", "--tmpfs", "/run/mod-wsgi-rs", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+#: answered by the server itself
+READY = "/-/mod-wsgi-rs/ready"
 
 
 def test_two_lines(onbuild: str, image: str, start) -> None:
@@ -58,8 +61,9 @@ def test_user_and_read_only_root(probe: str, start, user: str) -> None:
 
 
 def test_server(probe: str, words: Words, start) -> None:
-    """D1, N5: the image runs its server without being told which."""
+    """D1, N5: the image runs its server without being told which. D10: readiness is off, its URL the application's."""
     c = start(probe).ready()
+    assert json.loads(c.get(READY).body)["uid"] == 1001
     assert c.get().header("Server").startswith(words.name)
     assert f"\n{words.name} " in c.output("stdout")
 
@@ -128,16 +132,91 @@ def test_limits(probe: str, words: Words, start) -> None:
     assert "processes=2 " in config and "max-rss=471859K" in config
 
 
-def test_health(probe: str, start) -> None:
-    """D10: the image's health check asks the supervisor; it fails once that is gone, and is no request."""
-    c = start(probe, options=("--health-interval", "1s")).ready()
+def requests(c: Container) -> list[int]:
+    """What each worker has counted."""
+    status = json.loads(c.exec("mod-wsgi-rs", "ctl", "status", "--json"))
+    return [w["requests"] for p in status["pools"] for w in p["workers"]]
+
+
+def test_health_and_readiness(probe: str, start) -> None:
+    """D10: life is the supervisor's answer, readiness that of the server once the application is loaded; neither is a request."""
+    variables = (
+        "-e",
+        "MOD_WSGI_RS_READINESS=1",
+        "-e",
+        "MOD_WSGI_RS_THREADS=1",
+        "-e",
+        "MOD_WSGI_RS_QUEUE_LIMIT=1",
+        "-e",
+        "WEB_CONCURRENCY=1",
+    )
+    c = start(probe, options=(*HARDENED, *variables, "--health-interval", "1s")).ready(READY)
     wait_until(lambda: c.state()["Health"]["Status"] == "healthy", 30, "healthy", interval=0.2)  # type: ignore[index]
-    before = json.loads(c.exec("mod-wsgi-rs", "ctl", "status", "--json"))
-    c.exec("mod-wsgi-rs", "ctl", "live")
-    after = json.loads(c.exec("mod-wsgi-rs", "ctl", "status", "--json"))
-    requests = lambda s: [w["requests"] for p in s["pools"] for w in p["workers"]]
-    assert requests(before) == requests(after)
+    # The launcher asks once whether the application answers.
+    wait_until(lambda: sum(requests(c)) == 1, 10, "the launcher has asked", interval=0.2)
+    for _ in range(5):
+        c.exec("mod-wsgi-rs", "ctl", "live")
+        assert c.get(READY).text == "ready\n"
+    assert sum(requests(c)) == 1
+    assert c.get().status == 200
+    wait_until(lambda: sum(requests(c)) == 2, 10, "a request is counted", interval=0.2)
     c.exec("mod-wsgi-rs", "ctl", "live", "--server-root", "/tmp", status=1)
+    # A full queue is no reason to end the container, but one to send requests elsewhere.
+    clients = [threading.Thread(target=lambda: c.get("/slow?seconds=4", timeout=30)) for _ in range(2)]
+    for client in clients:
+        client.start()
+    wait_until(lambda: c.get(READY).status == 503, 4, "not ready", interval=0.05)
+    c.exec("mod-wsgi-rs", "ctl", "live")
+    for client in clients:
+        client.join(30)
+    assert c.get(READY).status == 200
+
+
+def test_json_access_log(probe: str, start) -> None:
+    """D6: on request each line of the access log is a JSON object, on standard output; everything else is not there."""
+    c = start(probe, options=(*HARDENED, "-e", "MOD_WSGI_RS_ACCESS_LOG_FORMAT=json")).ready()
+    c.get('/log?"quoted"', headers=[("User-Agent", "a \\ in it")])
+    lines = lambda: [json.loads(line) for line in c.output("stdout").splitlines() if line.startswith("{")]
+    wait_until(lambda: any(r["target"] == '/log?"quoted"' for r in lines()), 10, "the request is logged", interval=0.1)
+    record = next(r for r in lines() if r["target"] == '/log?"quoted"')
+    assert record["request_id"] and record["status"] == 200 and record["user_agent"] == "a \\ in it"
+    assert 0 <= record["queue_seconds"] < 30 and 0 <= record["app_seconds"] <= record["seconds"] + 0.001
+    # What the application prints stays apart.
+    assert "that" in c.output("stderr") and not any(line.startswith("{") for line in c.output("stderr").splitlines())
+
+
+#: as in the containers of engines that leave the kernel's default
+NARROW = ("--sysctl", "net.ipv4.ip_unprivileged_port_start=1024", "--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE")
+
+
+def test_port_80(probe: str, start) -> None:
+    """D6: port 80. This engine lets everybody have it, with the capability and without; where none does, it says what helps."""
+    for options in (HARDENED, (*HARDENED, "--cap-add", "NET_BIND_SERVICE")):
+        c = start(probe, options=(*options, "-e", "PORT=80"), port=80).ready()
+        v = json.loads(c.get().body)
+        assert v["uid"] == 1001 and int(v["capabilities"], 16) == 0
+    c = start(probe, options=(*NARROW, "-e", "PORT=80"), port=80)
+    assert c.wait() != 0
+    lines = c.logs().splitlines()
+    assert (
+        len(lines) == 1
+        and "MWR0611" in lines[0]
+        and lines[0].endswith("net.ipv4.ip_unprivileged_port_start to 80 or less")
+    )
+
+
+def test_port_80_by_capability(probe: str, start) -> None:
+    """D6: where nobody else gets the port, the capability as an ambient one does; the health check still reaches the supervisor."""
+    root = ("--user", "0", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add", "DAC_OVERRIDE", "-e", "PORT=80")
+    given = ["--reuid", "1001", "--regid", "0", "--clear-groups"]
+    given += ["--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service"]
+    options = (*HARDENED, *NARROW, *root, "--health-interval", "1s", "--entrypoint", "setpriv")
+    c = start(probe, *given, "mod-wsgi-rs", "container", "app.wsgi", options=options, port=80).ready()
+    v = json.loads(c.get().body)
+    # CAP_NET_BIND_SERVICE is number 10.
+    assert v["uid"] == 1001 and int(v["capabilities"], 16) == 1 << 10 and v["no_new_privs"] == "1"
+    wait_until(lambda: c.state()["Health"]["Status"] == "healthy", 30, "healthy", interval=0.2)  # type: ignore[index]
+    assert c.stop() == 0
 
 
 @pytest.mark.parametrize(

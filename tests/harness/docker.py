@@ -107,16 +107,15 @@ def tree(directory: pathlib.Path) -> dict[str, str | bytes]:
 
 @dataclasses.dataclass
 class Container:
-    """A container that publishes its port 8000 on a free port of the loopback address."""
+    """A container that publishes its port on a free port of the loopback address."""
 
     id: str
+    #: where the server listens inside
+    inside: int = 8000
 
     @functools.cached_property
     def port(self) -> int:
-        return self.published("8000")
-
-    def published(self, port: str) -> int:
-        return int(run("port", self.id, port).split()[0].rsplit(":", 1)[1])
+        return int(run("port", self.id, str(self.inside)).split()[0].rsplit(":", 1)[1])
 
     def state(self) -> dict[str, object]:
         return json.loads(run("inspect", "-f", "{{json .State}}", self.id))
