@@ -93,7 +93,7 @@ test-python: ## End-to-end tests alone, against the build in target/
 test-docker: ## All tests of the images, with a Docker engine
 	@scripts/setup.sh test
 	scripts/venv.sh
-	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) -m "long or not long" --override-ini=timeout=1200 tests/docker
+	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) -m "long or not long" --override-ini=timeout=1200 --override-ini=faulthandler_timeout=1150 tests/docker
 
 lint: ## Formatting, clippy, ruff, licences and sources of dependencies
 	@scripts/venv.sh
