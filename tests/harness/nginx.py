@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -62,9 +63,9 @@ class Nginx(Server):
         listen = f"listen 127.0.0.1:{self.port};"
         if self.tls:
             cert = self.certificate()
-            listen += (
-                f"\nlisten 127.0.0.1:{self.tls_port} ssl http2;\nssl_certificate {cert};\nssl_certificate_key {cert};"
-            )
+            # the parameter of `listen` is the older way, of which nginx warns since there is the directive
+            http2 = " ssl;\nhttp2 on;" if version() >= (1, 25, 1) else " ssl http2;"
+            listen += f"\nlisten 127.0.0.1:{self.tls_port}{http2}\nssl_certificate {cert};\nssl_certificate_key {cert};"
         body = self.expand(self.config)
         if self.in_server:
             body = f"server {{\n{listen}\nserver_name localhost;\nroot {self.prefix}/htdocs;\n{body}\n}}"
@@ -158,8 +159,20 @@ def translate(pattern: str) -> str:
     return pattern[:-1] + r"(?:$| while |, client: )" if pattern.endswith("$") else pattern
 
 
-def version() -> tuple[int, int, int]:
-    """Version of the nginx under test."""
-    out = subprocess.run([product.nginx(), "-v"], capture_output=True, text=True, check=True).stderr
+@functools.cache
+def arguments() -> str:
+    """What the nginx under test was configured with."""
+    out = subprocess.run([product.nginx(), "-V"], capture_output=True, text=True, check=True).stderr
+    return out.split("configure arguments:")[1]
+
+
+def has_cache() -> bool:
+    """Whether the nginx under test has a cache."""
+    return "--without-http-cache" not in arguments()
+
+
+def version(binary: str | None = None) -> tuple[int, int, int]:
+    """Version of the nginx under test, or of another."""
+    out = subprocess.run([binary or product.nginx(), "-v"], capture_output=True, text=True, check=True).stderr
     a, b, c = out.split("nginx/")[1].split()[0].split(".")
     return int(a), int(b), int(c)
