@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from harness import http, log
+from harness import http, log, product
 from harness.http import Response
-from harness.nginx import Nginx
+from harness.nginx import Nginx, has_cache
 from harness.wait import wait_until
+
+pytestmark = pytest.mark.skipif(product.has_nginx() and not has_cache(), reason="this nginx has no cache")
 
 GROUP = "wsgi_daemon_process g processes=1 threads=1 queue-limit=1;"
 ZONE = "wsgi_cache_path {prefix}/cache levels=1:2 keys_zone=z:1m inactive=1h;"

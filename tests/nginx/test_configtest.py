@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.nginx import Nginx
+from harness.nginx import Nginx, has_cache
 
 S = "wsgi_script {apps}/inspect.wsgi;"
 
@@ -173,6 +173,16 @@ def test_a_mistake(nginx: Callable[..., Nginx], name: str) -> None:
     places = [i for i, x in enumerate(text, 1) if line and line in x]
     assert any(f"nginx.conf:{i}" in said for i in places) or line is None, said
     assert "[emerg]" in said
+
+
+@pytest.mark.parametrize("directive", ["wsgi_cache z", "wsgi_cache_valid 1m", "wsgi_cache_key $uri"])
+def test_a_cache_that_nginx_has_not(nginx: Callable[..., Nginx], directive: str) -> None:
+    """N13, N6: an nginx without a cache refuses its directives, and says why; scripts/nginx-versions.sh has one."""
+    if has_cache():
+        pytest.skip("this nginx has a cache")
+    server = nginx(f"location / {{\n{S}\n{directive};\n}}", start=False)
+    code, said = server.configtest()
+    assert code != 0 and "this nginx was configured with --without-http-cache" in said and "nginx.conf:" in said, said
 
 
 @pytest.mark.root
