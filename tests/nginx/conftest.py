@@ -22,6 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Callable[..., Server]]:
-    """Makes servers that live as long as the module's tests: `shared(config)`."""
+    """Makes servers that live as long as the module's tests: `shared(config)`; `kind`: of which class."""
     with contextlib.ExitStack() as stack:
-        yield lambda config, **kw: stack.enter_context(running(Nginx(config, **kw)))
+        yield lambda config, kind=Nginx, **kw: stack.enter_context(running(kind(config, **kw)))
