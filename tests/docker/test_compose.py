@@ -29,7 +29,7 @@ def compose() -> list[str]:
     return [old]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1150)
 def test_django_with_postgresql(onbuild: str, postgres: str) -> None:
     """D11, D15: one command builds, migrates and serves; a note survives in PostgreSQL, static files come from the server."""
     claim = Port()
@@ -48,7 +48,7 @@ def test_django_with_postgresql(onbuild: str, postgres: str) -> None:
             "SITE_PORT": f"127.0.0.1:{claim.number}",
         }
         line = [*compose(), "-p", project, "-f", str(product.ROOT / "docker" / "compose.yml")]
-        run = lambda *args: subprocess.run([*line, *args], env=env, capture_output=True, text=True, timeout=400)
+        run = lambda *args: subprocess.run([*line, *args], env=env, capture_output=True, text=True, timeout=900)
         try:
             done = run("up", "--build", "-d")
             assert done.returncode == 0, done.stdout + done.stderr

@@ -7,6 +7,8 @@ import time
 from urllib.parse import parse_qs
 
 READY = []
+#: memory that the application needs once it is loaded, in MiB
+BALLAST = b"x" * (int(os.environ.get("BALLAST", "0")) << 20)
 
 
 def application(environ, start_response):
