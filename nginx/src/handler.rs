@@ -101,7 +101,8 @@ fn begin(r: &Request<'_>, location: &Location, script: &Script, streams: bool) -
         (*pipe).input_filter = Some(response::pipe_filter);
         (*pipe).input_ctx = raw.cast();
         let u = &mut *r.upstream();
-        u.schema = crate::pool::constant(c"wsgi://");
+        // Messages name the peer, "wsgi:group", and nothing before it.
+        u.schema = crate::pool::constant(c"");
         u.output.tag = cache::tag();
         u.conf = (&raw const location.upstream).cast_mut();
         cache::prepare(r, u);

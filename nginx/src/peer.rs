@@ -258,7 +258,8 @@ pub fn wake(x: *mut Exchange) {
     }
 }
 
-static ADDRESS: Address = Address(libc::sockaddr { sa_family: libc::AF_UNIX as libc::sa_family_t, sa_data: [0; 14] });
+/// nginx wants an address, and has no use for it but that its messages put a colon behind the name of one in AF_UNIX.
+static ADDRESS: Address = Address(libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] });
 #[repr(transparent)]
 struct Address(libc::sockaddr);
 /// What `$upstream_addr` shows before a worker has been chosen.
@@ -356,6 +357,17 @@ impl Exchange {
         }
     }
 
+    /// Fails a request that has waited as long as wsgi_connect_timeout allows. nginx's own timer begins anew with every look.
+    fn give_up_waiting(&mut self) {
+        // SAFETY: the request lives as long as its exchange.
+        let location = unsafe { Request::new(self.r) }.location();
+        let limit = Duration::from_millis(location.upstream.connect_timeout as u64);
+        if self.started.elapsed() >= limit {
+            let group = self.group.as_ref().map_or_else(|| location.route.group.clone(), |g| g.pool.label());
+            self.fail(&RequestError::NotReady { group, seconds: limit.as_secs() });
+        }
+    }
+
     fn undeliverable(&self) -> RequestError {
         RequestError::Undeliverable { group: self.who().0, tries: self.tries, error: self.last.clone() }
     }
@@ -402,8 +414,10 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                     sys::NGX_DONE as sys::ngx_int_t
                 }
                 taken => {
-                    if let Err(e) = taken {
-                        x.fail(&e);
+                    match taken {
+                        Err(e) => x.fail(&e),
+                        Ok(_) if x.failure.is_none() => x.give_up_waiting(),
+                        Ok(_) => {}
                     }
                     let Ok(wire) = conn::stand_in(pc.log) else { return sys::NGX_ERROR as sys::ngx_int_t };
                     x.wire = wire;

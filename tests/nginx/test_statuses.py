@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -107,6 +108,22 @@ def test_503_while_nothing_can_be_started(site: Callable[..., Nginx]) -> None:
     assert server.log.find("MWR020[34]")
 
 
+def test_503_after_wsgi_connect_timeout(site: Callable[..., Nginx]) -> None:
+    """N2, N13: wsgi_connect_timeout bounds the wait for a first ready worker, below startup-timeout."""
+    slow = """
+import os, time
+while not os.path.exists("{scratch}/go-start"):
+    time.sleep(0.005)
+"""
+    server = site("startup-timeout=60", "wsgi_connect_timeout 1500ms;", app=slow + APP)
+    server.expect_log("MWR0204")
+    begun = time.monotonic()
+    r = both(server, "/x", 503)
+    assert r.header("Retry-After") == "5" and 3 <= time.monotonic() - begun < 15
+    let(server, "start")
+    wait_until(lambda: server.get("/x").status == 200, 20)
+
+
 def test_503_with_a_full_queue(site: Callable[..., Nginx]) -> None:
     """N13: beyond threads and queue-limit."""
     server = site("threads=1 queue-limit=1")
@@ -121,6 +138,29 @@ def test_503_with_a_full_queue(site: Callable[..., Nginx]) -> None:
         let(server, "b")
         assert c.response().text == "0"
     first.join(10)
+
+
+def test_who_leaves_the_queue_leaves_its_place(site: Callable[..., Nginx]) -> None:
+    """N8, N13: the row of a client that has left while it waited is free at once, and its request never runs; a body for a
+    full queue is refused before it is read."""
+    server = site("threads=1 queue-limit=2")
+    first = held(server, "a")
+    server.expect_log("MWR0205")
+    for name in "bcde":
+        with server.connect() as c, server.connect() as d:
+            for one, which in ((c, 1), (d, 2)):
+                one.send(http.build(target=f"/hold?{name}{which}"))
+            with server.connect() as full:
+                # refused by its head alone
+                full.send(http.build("POST", "/plain/x?body", [("Content-Length", "50000000")]))
+                assert full.response().status == 503
+    with server.connect() as c:
+        # not refused: there is a place
+        c.send(http.build(target="/x?last"))
+        let(server, "a")
+        first.join(10)
+        assert c.response().status == 200
+    assert not [n for n in "bcde" if (server.scratch / f"ran-{n}1").exists() or (server.scratch / f"ran-{n}2").exists()]
 
 
 def test_504_in_the_queue(site: Callable[..., Nginx]) -> None:
@@ -158,7 +198,8 @@ def test_a_slow_upload_is_no_time_in_the_queue(site: Callable[..., Nginx]) -> No
 def test_504_of_the_application(site: Callable[..., Nginx]) -> None:
     """N13: wsgi_read_timeout; a thread that goes on is free when it ends."""
     server = site("threads=2", "wsgi_read_timeout 300ms;")
-    server.expect_log("upstream timed out")
+    # the peer as in $upstream_addr
+    server.expect_log('upstream timed out .* upstream: "wsgi:g", host')
     r = both(server, "/hold?a", 504)
     assert r.header("Retry-After") is None
     let(server, "a")
