@@ -274,7 +274,7 @@ options! {
         |o, v| { o.socket_timeout = Some(seconds(v)?); Ok(()) };
     "response-socket-timeout" "seconds, 0 = socket-timeout" "0" Same, "Longest time in which a client takes nothing of a response that the application has not ended; then the connection is closed. One that takes a byte is never cut. What is left when the application has ended is httpd's to send, by Timeout."
         |o, v| { o.response_socket_timeout = Some(seconds(v)?); Ok(()) };
-    "shutdown-timeout" "seconds" "5" Same, "Time a worker has for its exit handlers before it is killed."
+    "shutdown-timeout" "seconds" "5" Same, "Time a worker has for its exit handlers before it is killed; 3 s without it on nginx, whose service on Debian has 5 s to stop."
         |o, v| { o.shutdown_timeout = Some(seconds(v)?); Ok(()) };
     "application-idle" "seconds, 0 = never" "600" No, "Workers of an application group other than %{GLOBAL} end after this time without a request."
         |o, v| { o.application_idle = Some(seconds(v)?); Ok(()) };

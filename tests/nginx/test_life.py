@@ -120,6 +120,24 @@ def test_one_process_for_everything(nginx: Callable[..., Nginx]) -> None:
     assert not [p for p in seen if p.alive()]
 
 
+def test_a_stop_holds_the_time_of_debians_service(nginx: Callable[..., Nginx]) -> None:
+    """N9: QUIT, then SIGKILL after 5 s to what is left: also with an exit handler that hangs nothing is."""
+    server = nginx(SITE, http_config=GROUP, start=False)
+    app = (server.apps / "inspect.wsgi").read_text()
+    server.write("inspect.wsgi", app + "\nimport atexit, time\natexit.register(time.sleep, 60)\n", expand=False)
+    server.start()
+    server.log.allow("MWR0309")
+    wait_until(lambda: len(server.ready("blog")) == 2, 15)
+    assert inspect.look(server)["pid"] in server.ready("blog")
+    server.snapshot()
+    began = time.monotonic()
+    os.kill(server.pid, signal.SIGQUIT)
+    assert server.process
+    server.process.wait(30)
+    assert time.monotonic() - began < 5
+    assert not server.leftovers()
+
+
 WAITS = """
 import os, time
 def application(environ, start_response):
