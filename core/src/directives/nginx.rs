@@ -217,11 +217,11 @@ directives! {
     "wsgi_request_buffering" "on | off" "request-buffering of the process group, else on" Location Upstream(Setting::RequestBuffering),
         "on: a request's body is read whole before a worker hears of the request, so that a slow sender holds no Python thread. off: the application reads the body while the client sends it, and may answer meanwhile; nothing of it is read before the application asks for it.";
     "wsgi_connect_timeout" "time" "60s" Location Upstream(Setting::ConnectTimeout),
-        "Longest wait for a first ready worker and for its greeting; startup-timeout and queue-timeout of the group bound it too.";
+        "Longest wait for a first ready worker, then 503; startup-timeout and queue-timeout of the group bound it too.";
     "wsgi_send_timeout" "time" "60s" Location Upstream(Setting::SendTimeout),
         "As uwsgi_send_timeout.";
     "wsgi_read_timeout" "time" "60s" Location Upstream(Setting::ReadTimeout),
-        "As uwsgi_read_timeout: longest pause of the application.";
+        "As uwsgi_read_timeout: longest pause of the application before its head and between two blocks; then 504, or the response breaks off. Applies beside request-timeout, also where wsgi_request_timeout is 0: give a place that says nothing for longer a longer one.";
     "wsgi_next_upstream" "error | timeout | invalid_header | http_500 | http_503 | http_403 | http_404 | http_429 | non_idempotent | off …" "off" Location Upstream(Setting::NextUpstream),
         "When a request that a worker has begun may be given to another one, as long as nothing of an answer has been passed on: for the failures and statuses named here, and only for methods that nginx takes for repeatable unless non_idempotent is named. An exception of the application counts as http_500, an answer that breaks WSGI's or HTTP's rules as invalid_header and as http_500, request-timeout as timeout. A request that no worker has begun always goes to another one, whatever its method.";
     "wsgi_next_upstream_tries" "number" "0" Location Upstream(Setting::NextUpstreamTries),
