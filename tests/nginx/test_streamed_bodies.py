@@ -55,6 +55,8 @@ def application(environ, start_response):
             note(name + " OSError")
             raise
         return answer(start_response, str(len(rest)))
+    if kind == "begin":
+        return begin(start_response, stream, name)
     if kind == "die":
         stream.read(10)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -75,6 +77,18 @@ def application(environ, start_response):
         note(name + " read")
         return Closing(start_response, stream, name)
     return answer(start_response, "what?", "404 Not Found")
+
+def begin(start_response, stream, name):
+    # answers, and reads on when it is told to
+    stream.read(10)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield b"begun"
+    wait(name)
+    try:
+        yield b"%d" % len(stream.read())
+    except OSError:
+        note(name + " OSError")
+        raise
 
 class Closing:
     # reads on in its close()
@@ -97,6 +111,7 @@ location / { wsgi_script {apps}/streamed.wsgi; }
 location /tiny { wsgi_script {apps}/streamed.wsgi; client_body_buffer_size 1k; }
 location /huge { wsgi_script {apps}/streamed.wsgi; client_body_buffer_size 2m; }
 location /brief { wsgi_script {apps}/streamed.wsgi; wsgi_send_timeout 700ms; wsgi_read_timeout 30s; }
+location /brief-huge { wsgi_script {apps}/streamed.wsgi; wsgi_send_timeout 700ms; client_body_buffer_size 2m; }
 location /patient { wsgi_script {apps}/streamed.wsgi; wsgi_read_timeout 400ms; }
 location /static/ { alias {prefix}/htdocs/; }
 location /buffered { wsgi_script {apps}/streamed.wsgi; wsgi_request_buffering on; }
@@ -187,6 +202,26 @@ def test_a_worker_that_does_not_read_on(site: Nginx) -> None:
     let(site, "stalled")
     noted(site, "stalled OSError")
     assert site.get("/digest", method="POST", body=b"abc").text.startswith("3 ")
+
+
+def test_an_answer_breaks_off_with_its_body(site: Nginx) -> None:
+    """N2, N17: the same amid the answer, when nginx has the body whole and could keep the connection: the answer has no end,
+    and nothing follows it on its connection."""
+    raises(site)
+    site.expect_log(r"MWR0231: worker has read nothing of the request's body")
+    data = b"x" * 1_500_000
+    got = b""
+    with site.connect() as c:
+        c.send(http.build("POST", "/brief-huge/begin?amid", body=data))
+        while b"begun" not in got:
+            got += c.sock.recv(4096)
+        c.send(http.build("GET", "/unread?behind"))
+        with contextlib.suppress(ConnectionResetError):
+            while piece := c.sock.recv(4096):
+                got += piece
+    assert got.startswith(b"HTTP/1.1 200 ") and got.count(b"HTTP/1.1 ") == 1 and b"0\r\n\r\n" not in got
+    let(site, "amid")
+    noted(site, "amid OSError")
 
 
 def _send(c: http.Connection, data: bytes) -> None:
