@@ -4,7 +4,7 @@
 #     1.26       that of Debian 13, from a mirror of Debian; with HTTP/3
 #     1.28       from crates.io (crate nginx-src); with HTTP/3
 #     no-cache   that release configured --without-http-cache
-# Root, or sudo, is needed where packages for the build are missing. Takes half an hour on two processors that do nothing else.
+# Root, or sudo, is needed where packages for the build are missing.
 set -eu
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
