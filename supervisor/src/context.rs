@@ -30,7 +30,7 @@ pub struct Context {
     pub server_gid: u32,
     /// Workers that may start at once over all pools.
     pub max_starting: usize,
-    /// Workers that start now.
+    /// Workers that have begun to start a short while ago.
     pub starting: usize,
     /// Groups in which a worker with stuck requests is being replaced.
     pub stuck: BTreeSet<(ProcessId, String)>,

@@ -29,6 +29,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(10);
 /// Rows of a dead worker that nobody recalls for this long will never be.
 const BURIAL: Duration = Duration::from_secs(60);
+/// A start that takes longer waits for something rather than for a processor: it does not hold up other groups' starts.
+const BUSY_START: Duration = Duration::from_secs(5);
 /// How long rows of a pool that ends are waited for.
 const LAST_ROWS: Duration = Duration::from_secs(5);
 
@@ -110,6 +112,8 @@ pub struct Pool {
     pub watching: Watching,
     /// It has been said that memory allows no further worker.
     pub short_of_memory: bool,
+    /// It has been said that there are too many scripts.
+    pub full_of_scripts: bool,
     /// Workers started so far.
     pub starts: u64,
     /// The record held by the keeper is out of date.
@@ -184,6 +188,7 @@ impl Pool {
             demand: Demand::new(now),
             watching: Watching::new(),
             short_of_memory: false,
+            full_of_scripts: false,
             starts: 0,
             dirty: true,
         }
@@ -218,6 +223,18 @@ impl Pool {
         self.workers.values().filter(|w| matches!(w.state, State::Starting { .. })).count()
     }
 
+    /// Workers that have begun to start a short while ago.
+    pub fn just_starting(&self, now: Instant) -> usize {
+        let young = |w: &&Worker| matches!(w.state, State::Starting { .. }) && now < w.started + BUSY_START;
+        self.workers.values().filter(young).count()
+    }
+
+    /// Workers on their way out.
+    fn leaving(&self) -> usize {
+        let leaving = |w: &&Worker| matches!(w.state, State::Draining { .. } | State::Exiting { .. });
+        self.workers.values().filter(leaving).count()
+    }
+
     /// What a new worker loads before it is ready: the configured preload and what its predecessors served. Scripts
     /// whose file has gone are left out: a roll must not fail for what nobody can serve any more.
     pub fn load_set(&self) -> Vec<Preload> {
@@ -244,6 +261,7 @@ impl Pool {
             self.scripts.remove(&(old.script.clone(), old.callable.clone()));
         }
         (self.group, self.preload, self.vanished, self.successor) = (group, preload, None, None);
+        self.full_of_scripts = false;
         if changed || roll {
             self.new_epoch("graceful_signal");
         }
@@ -495,7 +513,9 @@ impl Pool {
         }
         while self.backoff.until(now).is_none() {
             let current = |w: &&Worker| matches!(w.state, State::Starting { .. } | State::Ready);
-            let total = self.workers.values().filter(current).count();
+            // Without a surge a successor waits until its predecessor has gone: two may not fit into memory.
+            let leaving = if self.group.recycle.surge == 0 { self.leaving() } else { 0 };
+            let total = self.workers.values().filter(current).count() + leaving;
             let fresh = self.workers.values().filter(current).filter(|w| w.is_fresh(self.epoch)).count();
             // What cannot be loaded is not tried beside workers that serve, only in the place of one that has died.
             let surge = if total > fresh && !self.blocked { surge } else { 0 };
@@ -510,9 +530,8 @@ impl Pool {
         }
         if surge == 0 && self.ready() == target && !self.blocked && self.backoff.until(now).is_none() {
             // The old one ends first, and only one at a time: its place is taken before the next one goes.
-            let leaving = |w: &Worker| matches!(w.state, State::Draining { .. } | State::Exiting { .. });
             let stale = self.workers.values().any(|w| w.state == State::Ready && !w.is_fresh(self.epoch));
-            if stale && !self.workers.values().any(leaving) {
+            if stale && self.leaving() == 0 {
                 self.drain_oldest(now, false);
             }
         }

@@ -316,7 +316,7 @@ impl Supervisor {
             }
             next = self.repair_at.map_or(next, |at| next.min(at));
         }
-        self.cx.starting = self.pools.values().map(Pool::starting).sum();
+        self.cx.starting = self.pools.values().map(|p| p.just_starting(now)).sum();
         let replacing = self.pools.values().filter(|p| p.replaces_stuck());
         self.cx.stuck = replacing.map(|p| (p.master, p.group.name.clone())).collect();
         let (clients, register_until) = (&self.clients, self.register_until);

@@ -3,6 +3,8 @@ lost; each reason works alone, with every other at its default."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from harness.load import Load
@@ -17,6 +19,13 @@ def server(serve, options: str, processes: int = 1) -> Server:
     one = serve(Plan(f"processes={processes} threads=3 {options}"))
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     return one
+
+
+def in_background(call) -> list:
+    """Runs `call` in a thread; the list gets what it returns."""
+    out: list = []
+    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
+    return out
 
 
 def reasons(one: Server) -> list[str]:
@@ -78,8 +87,8 @@ def test_inactivity(serve) -> None:
     one.get("/live")
     one.get("/sleep?1.6")
     assert one.ready() == before, "a request that runs is activity; before the first there is nothing to time"
-    for _ in range(10):
-        one.get("/live")
+    # nothing but health checks, which go on and on: they hold nothing up
+    wait_until(lambda: one.get("/live") and not one.ready() & before, 10, "replaced although it is asked")
     replaced(one, before, "inactivity_timeout")
     fresh = one.ready()
     one.get("/sleep?1.5")
@@ -87,12 +96,13 @@ def test_inactivity(serve) -> None:
 
 
 def test_inactivity_waits_for_the_first_request(serve) -> None:
-    """L1: a worker that nobody has asked anything is not replaced."""
-    one = server(serve, "inactivity-timeout=0.3")
+    """L1: a worker that nobody has asked anything but whether it lives is not replaced."""
+    one = server(serve, "inactivity-timeout=0.3 health-check-path=/live")
     before = one.ready()
     one.get("/sleep?0")
     replaced(one, before, "inactivity_timeout")
     idle = one.ready()
+    one.get("/live")
     with pytest.raises(AssertionError):
         wait_until(lambda: one.ready() != idle, 1.5)
 
@@ -129,36 +139,58 @@ def test_memory_limits(serve, option: str) -> None:
 
 
 def test_one_at_a_time(serve) -> None:
-    """L1: four workers due at once are replaced one after the other: never fewer than four are ready."""
+    """L1: four workers due at once are replaced one after the other: never fewer than four are ready, and never more
+    than one (reload-surge) runs or starts besides them."""
     one = server(serve, "maximum-requests=30", processes=4)
     before = one.ready()
-    few = []
+    few, many = [], []
 
     def gone() -> bool:
         states = [w["state"] for w in one.workers()]
         few.append(states.count("ready"))
+        many.append(states.count("ready") + states.count("starting"))
         return not one.ready() & before
 
     with Load(one.port, "/sleep?0.01", clients=8) as load:
         wait_until(gone, 30, "all are replaced")
     assert not load.bad, load.bad[:5]
     assert min(few) >= 4, few
+    assert max(many) == 5, many
 
 
 def test_surge_nothing(serve) -> None:
-    """L1: reload-surge=0: the old worker ends first, never is there one more; requests wait for the new one."""
+    """L1: reload-surge=0: the old worker ends first, never is there one more, on its way out or not; one at a time."""
     one = server(serve, "maximum-requests=50 reload-surge=0", processes=2)
     before = one.ready()
-    most = []
+    most, few = [], []
 
     def gone() -> bool:
-        most.append(sum(w["state"] in ("starting", "ready") for w in one.workers()))
+        states = [w["state"] for w in one.workers()]
+        most.append(len(states))
+        few.append(states.count("ready"))
         return not one.ready() & before
 
     with Load(one.port, "/sleep?0.005", clients=4) as load:
         wait_until(gone, 30, "all are replaced")
     assert not load.bad, load.bad[:5]
-    assert max(most) == 2, most
+    assert max(most) == 2 and min(few) == 1, (most, few)
+
+
+def test_surge_nothing_waits_for_the_old(serve) -> None:
+    """L1: two of them may not fit into memory: as long as the old worker has a request to finish no other one starts;
+    what comes meanwhile waits."""
+    one = server(serve, "reload-surge=0")
+    (old,) = one.ready()
+    slow = in_background(lambda: one.get("/sleep?1.5", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    ordered = in_background(lambda: one.ctl("reload", "g"))
+    wait_until(lambda: [w["state"] for w in one.workers()] == ["draining"])
+    waits = in_background(lambda: one.get("/", timeout=20))
+    most = []
+    wait_until(lambda: most.append(len(one.workers())) or ordered, 30, "the reload has ended")
+    assert max(most) == 1, most
+    assert wait_until(lambda: slow, 5)[0].status == 200 and int(slow[0].text.split()[0]) == old
+    assert wait_until(lambda: waits, 10)[0].status == 200 and int(waits[0].text.split()[0]) != old
 
 
 def test_surge_nothing_of_one_process(serve) -> None:
