@@ -1,6 +1,6 @@
 //! What every part of the supervisor needs: the log, the keeper, the run directory and a few facts.
 
-use crate::channel::Channel;
+use crate::channel::{self, Channel};
 use crate::held::{ProcessId, ToKeeper};
 use crate::log::Log;
 use crate::memory;
@@ -63,7 +63,12 @@ impl Context {
         if let Some(k) = &mut self.keeper
             && let Err(e) = k.send(message, fds)
         {
-            self.keeper_gone(&e.to_string());
+            match e {
+                channel::Error::Message(e) => {
+                    self.log.event(Level::Error, &format!("MWR0303: a record cannot be given to the keeper: {e}"));
+                }
+                e => self.keeper_gone(&e.to_string()),
+            }
         }
     }
 

@@ -22,6 +22,12 @@ const FREE_DEATHS: usize = 8;
 const DEATH_TIME: Duration = Duration::from_secs(20);
 /// Behind the status of a worker that the kernel has killed.
 pub const OUT_OF_MEMORY: &str = ", for want of memory (oom_kill has risen)";
+/// Scripts that are kept of a worker, and of a pool, and bytes of their names.
+const MAX_SCRIPTS: usize = 2000;
+const MAX_NAMES: usize = 256 * 1024;
+/// Bytes of the traceback of a script that cannot be loaded, and of an interpreter's version.
+const MAX_ERROR: usize = 64 * 1024;
+const MAX_VERSION: usize = 100;
 /// Requests under way that the line about a death names.
 const SHOWN: usize = 5;
 
@@ -130,20 +136,32 @@ impl Pool {
                     w.remember(text.as_bytes());
                 }
             }
-            FromWorker::Loaded { script, callable, mtime, error } => {
+            FromWorker::Loaded { script, callable, mtime, mut error } => {
+                let key = (script, callable);
+                let known = w.loaded.contains_key(&key) || self.scripts.contains(&key);
+                let room = || has_room(w.loaded.keys(), &key) && has_room(self.scripts.iter(), &key);
+                // Once there is no room it is not looked for again: it is the application that asks for it.
+                if !known && (self.full_of_scripts || !room()) {
+                    self.too_many_scripts(cx);
+                    return;
+                }
+                error.iter_mut().for_each(|e| shorten(e, MAX_ERROR));
                 let ok = error.is_none();
-                w.loaded.insert((script.clone(), callable.clone()), Loaded { mtime, error });
+                w.loaded.insert(key.clone(), Loaded { mtime, error });
                 if ok {
-                    self.dirty |= self.scripts.insert((script, callable));
+                    self.dirty |= self.scripts.insert(key);
                 }
             }
-            FromWorker::Ready { python } => {
+            FromWorker::Ready { mut python } => {
+                shorten(&mut python, MAX_VERSION);
                 w.python = python;
                 self.worker_ready(slot, now, cx);
             }
             FromWorker::Stuck { reason, row, row_generation } => {
-                w.stuck.push((row, row_generation));
-                w.life.slow_start |= reason == StuckReason::Startup;
+                if !w.stuck.contains(&(row, row_generation)) && w.stuck.len() < self.table.shape().rows as usize {
+                    w.stuck.push((row, row_generation));
+                    w.life.slow_start |= reason == StuckReason::Startup;
+                }
             }
             FromWorker::Deadlocked => self.deadlocked(slot, now, cx),
             FromWorker::Evict => self.make_due(slot, "eviction_signal", "it was asked to make way", cx),
@@ -153,8 +171,23 @@ impl Pool {
         }
     }
 
+    /// Names of scripts come from the application's process, are kept, and go to the keeper in one message.
+    fn too_many_scripts(&mut self, cx: &mut Context) {
+        if !std::mem::replace(&mut self.full_of_scripts, true) {
+            let text = format!(
+                "MWR0323: {} has more scripts than are kept track of ({MAX_SCRIPTS}, {} KiB of names); further ones are loaded by each \
+                 worker at their first request, and changes of them are not noticed",
+                self.name(),
+                MAX_NAMES >> 10
+            );
+            cx.log.event(Level::Warn, &text);
+        }
+    }
+
     fn touched(&mut self, slot: u16, script: String, mtime: u64, cx: &mut Context) {
-        if !self.is_current() {
+        let named = self.scripts.iter().any(|(s, _)| *s == script)
+            || self.workers.values().any(|w| w.loaded.keys().any(|(s, _)| *s == script));
+        if !self.is_current() || !named {
             return;
         }
         if self.touched.get(&script) == Some(&mtime) {
@@ -342,6 +375,21 @@ impl Pool {
                 self.last_exit = format!("{}: {how}", w.reason);
             }
         }
+    }
+}
+
+/// Whether a script may become one of those.
+fn has_room<'a>(names: impl ExactSizeIterator<Item = &'a (String, String)>, new: &(String, String)) -> bool {
+    let size = |(script, callable): &(String, String)| script.len() + callable.len();
+    names.len() < MAX_SCRIPTS && names.map(size).sum::<usize>() + size(new) <= MAX_NAMES
+}
+
+/// Cuts a text that another process has sent.
+fn shorten(text: &mut String, most: usize) {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
     }
 }
 

@@ -16,9 +16,9 @@ import time
 
 import pytest
 
-from harness import product
+from harness import procs, product
 from harness.load import Load
-from harness.plan import Plan
+from harness.plan import Plan, Script
 from harness.server import Server
 from harness.wait import wait_until
 
@@ -111,8 +111,10 @@ def test_stop_under_a_service_manager(serve, graceful: bool) -> None:
     os.kill(one.pid, one.GRACEFUL_STOP if graceful else signal.SIGTERM)
     assert one.process
     one.process.wait(30)
-    left = one.leftovers()
+    # the keeper's own end follows that of all it is for; killed there it leaves nothing but a name that the next one takes
+    left = [p for p in one.leftovers() if not {"keeper", "supervise"} & set(p.cmdline)]
     assert not left, left
+    wait_until(lambda: not one.leftovers(), 5, "keeper and supervisor have ended")
     told = {int(line.split()[0]) for line in (one.scratch / "stopping").read_text().splitlines()}
     assert told == workers
     if graceful:
@@ -168,6 +170,51 @@ def test_ctl_writes_nothing(serve) -> None:
         if "--json" in words:
             assert json.loads(done.stdout)["pools"]
     one.log.allow(r"  File |Thread 0x|Current thread|<no Python frame>|^$|most recent call")
+
+
+def test_a_start_that_hangs_holds_nobody_up(serve) -> None:
+    """L4, DESIGN 2: as many workers start at once as there are processors, over all groups; those of a group that hang
+    in their starts do not keep another group from starting."""
+    hung = {"hung": f"processes={2 * (os.cpu_count() or 1)} threads=1 startup-timeout=120"}
+    plan = Plan("processes=1 threads=3", groups=hung, scripts={"/hung": Script("hung.wsgi", "hung")})
+    one = serve(plan, start=False)
+    one.write("hung.wsgi", "import time\ntime.sleep(1000)\n")
+    one.start()
+    wait_until(lambda: len(one.workers("hung")) >= (os.cpu_count() or 1), what="they start")
+    one.ctl("restart", "g")
+    assert one.get("/").status == 200
+    assert not one.ready("hung")
+
+
+#: reports scripts that there are not, with long names, from within the worker
+REPORTER = """
+import mod_wsgi_rs._worker as worker
+def application(environ, start_response):
+    for i in range(400):
+        worker.loaded("/no/%d/" % i + "x" * 4000, "application", 1, None)
+        worker.loaded("/no/%d" % i, "application", 1, "y" * 2000)
+    body = b"told"
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def test_what_workers_report_is_bounded(serve) -> None:
+    """F12: names of scripts without end: the supervisor keeps a part of them, stays connected to its keeper and does not
+    grow; the group goes on."""
+    one = serve(Plan("processes=1 threads=3", "reporter.wsgi"), start=False)
+    one.write("reporter.wsgi", REPORTER)
+    one.start()
+    wait_until(one.ready)
+    (supervisor,) = one.helpers("supervise")
+    one.expect_log("MWR0323: group .g. has more scripts than are kept track of")
+    before = procs.memory_kib(supervisor.pid)
+    for _ in range(2):
+        assert one.get("/", timeout=60).text == "told"
+        one.log.wait("MWR0323", 20)
+        assert one.ready()
+    assert procs.memory_kib(supervisor.pid) < before + 64 * 1024
+    assert json.loads(one.ctl("status", "--json"))["keeper"] and len(one.log.find("MWR0323")) == 1
 
 
 #: what /proc/meminfo says is what stands in a file
