@@ -89,6 +89,12 @@ impl RunDir {
         &self.path
     }
 
+    /// Whether its path still leads to it: whoever looks for the control socket comes here.
+    pub fn is_in_place(&self) -> bool {
+        let own = fstat(&self.fd).map(|s| (s.st_dev, s.st_ino));
+        own.is_ok_and(|own| std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == own))
+    }
+
     /// Tries to take the lock of the directory; `None`: a keeper holds it.
     pub fn try_lock(&self) -> Result<Option<Flock<File>>, Error> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -240,6 +246,14 @@ mod tests {
         let again = RunDir::prepare(dir.path()).unwrap();
         let lock = dir.try_lock().unwrap();
         assert!(lock.is_some() && again.try_lock().unwrap().is_none());
+        let other = temp.0.join("other");
+        std::fs::rename(dir.path(), &other).unwrap();
+        assert!(!dir.is_in_place());
+        std::fs::create_dir(dir.path()).unwrap();
+        assert!(!dir.is_in_place(), "another one is there");
+        std::fs::remove_dir(dir.path()).unwrap();
+        std::fs::rename(&other, dir.path()).unwrap();
+        assert!(dir.is_in_place());
         let sockets = dir.make_sockets("abc").unwrap();
         let worker = sockets.bind("0.1", uid, gid).unwrap();
         let meta = std::fs::metadata(dir.path().join("w/abc/0.1")).unwrap();

@@ -453,7 +453,8 @@ impl Supervisor {
         let mut finished = Vec::new();
         for (process, m) in &mut self.masters {
             let clients = registered(*process, &self.clients) || now < self.register_until;
-            let overdue = m.expected.is_some_and(|e| now >= e) && !clients;
+            // No configuration will find its way here once the run directory has been removed.
+            let overdue = !clients && m.expected.is_some_and(|e| now >= e || !self.cx.run.is_in_place());
             if m.leaving.is_none() && (m.has_ended() || overdue) {
                 let most = m.config.groups.iter().map(|g| g.graceful_timeout).fold(0.0, f64::max);
                 m.leaving = Some(Leaving::Gone { until: now + seconds(most) });

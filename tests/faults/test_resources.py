@@ -231,7 +231,8 @@ def test_f8_run_directory_removed(run: Run, front: Make) -> None:
     print(f"{took:.1f} s", t)
     assert not t.twice and not t.wrong
     assert all(r.status == 503 for r in t.lost), t.lost[:3]
-    wait_until(lambda: not any(p.alive() for p in old), 60, "the old keeper and supervisor have gone")
+    # nobody can find them any more: they need not wait for a configuration
+    wait_until(lambda: not any(p.alive() for p in old), 30, "the old keeper and supervisor have gone")
     assert len(f.server.helpers("keeper")) == len(f.server.helpers("supervise")) == 1
 
 
