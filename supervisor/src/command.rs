@@ -95,6 +95,12 @@ impl Supervisor {
                 w.send(&ToWorker::Stacks);
                 workers.push((p.id, w.slot));
             }
+            for (slot, f) in &mut p.foreign {
+                if f.tell(&ToWorker::Stacks) {
+                    f.captured = Some(Vec::new());
+                    workers.push((p.id, *slot));
+                }
+            }
         }
         self.stacks_wanted.push(StacksWanted { connection, workers, lines: (0, now), until: now + MOST });
         Ok(())
@@ -104,8 +110,14 @@ impl Supervisor {
     pub(crate) fn step_stacks(&mut self, now: Instant, next: &mut Instant) {
         let mut done = Vec::new();
         for (i, wanted) in self.stacks_wanted.iter_mut().enumerate() {
-            let all = wanted.workers.iter().filter_map(|(p, s)| self.pools.get(p)?.workers.get(s)?.captured.as_ref());
-            let all: Vec<usize> = all.map(Vec::len).collect();
+            let captured = |(p, s): &(u32, u16)| {
+                let pool = self.pools.get(p)?;
+                match pool.workers.get(s) {
+                    Some(w) => w.captured.as_ref(),
+                    None => pool.foreign.get(s)?.captured.as_ref(),
+                }
+            };
+            let all: Vec<usize> = wanted.workers.iter().filter_map(captured).map(Vec::len).collect();
             let lines = all.iter().sum();
             if lines != wanted.lines.0 {
                 wanted.lines = (lines, now);
@@ -123,13 +135,19 @@ impl Supervisor {
             for (pool, slot) in wanted.workers {
                 let Some(p) = self.pools.get_mut(&pool) else { continue };
                 let name = p.name();
-                let Some(w) = p.workers.get_mut(&slot) else { continue };
-                text.push_str(&format!("worker {} of {name}\n", w.process.pid));
-                for e in w.journal.entries() {
+                let (pid, entries, lines) = if let Some(w) = p.workers.get_mut(&slot) {
+                    (w.process.pid, w.journal.entries(), w.captured.take())
+                } else if let Some(f) = p.foreign.get_mut(&slot) {
+                    (f.process.pid, f.entries(), f.captured.take())
+                } else {
+                    continue;
+                };
+                text.push_str(&format!("worker {pid} of {name}\n"));
+                for e in entries {
                     let line = String::from_utf8_lossy(&e.line).into_owned();
                     text.push_str(&format!("  request {line:?}: {}\n", e.phase.name()));
                 }
-                for line in w.captured.take().unwrap_or_default() {
+                for line in lines.unwrap_or_default() {
                     text.push_str(&format!(
                         "  {}\n",
                         line.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")

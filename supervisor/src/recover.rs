@@ -10,7 +10,7 @@ use crate::life::under_way;
 use crate::pool::{Ending, Error, Pool};
 use crate::sys;
 use crate::timer::seconds;
-use crate::worker::{record_key, socket_name};
+use crate::worker::{Output, read_outputs, record_key, socket_name};
 use mod_wsgi_scoreboard::{Entry, Journal, Shape, SlotState, Table};
 use mod_wsgi_wire::control::{FromWorker, ToWorker};
 use mod_wsgi_wire::frame::Level;
@@ -29,8 +29,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the keeper's word about an end is waited for.
 const KEEPER_TIME: Duration = Duration::from_millis(500);
 
-/// What the keeper has held of a worker, besides its output.
+/// What the keeper has held of a worker.
 pub struct Left {
+    /// Its stdout and stderr.
+    pub outputs: [Option<Output>; 2],
     pub control: Option<OwnedFd>,
     pub journal: Option<OwnedFd>,
 }
@@ -42,6 +44,10 @@ pub struct Foreign {
     pidfd: Option<OwnedFd>,
     control: Option<Channel>,
     journal: Option<Journal>,
+    /// stdout and stderr, as long as anyone holds their other ends.
+    pub outputs: [Option<Output>; 2],
+    /// Lines of its standard error that somebody has asked for.
+    pub captured: Option<Vec<String>>,
     phase: Phase,
     /// Why it is ended, for the log and its subscribers.
     reason: &'static str,
@@ -55,26 +61,30 @@ enum Phase {
     Serving,
     /// Finishes its requests, at most until then.
     Draining(Instant),
-    /// Has got SIGTERM; killed then.
+    /// Has been told to end; killed then.
     Ending(Instant),
+    /// Has been killed.
+    Killed,
 }
 
 impl Foreign {
     /// Looks at a recorded process; `None`: it has ended.
-    fn find(record: &WorkerRecord, left: Left, threads: u16) -> Option<Foreign> {
+    fn find(record: &WorkerRecord, left: &mut Left, threads: u16) -> Option<Foreign> {
         let pidfd = sys::pidfd_open(record.process.pid).ok()?;
         // The pidfd first: if the number had been given to another process before, the start time tells.
         if !record.process.is_alive() {
             return None;
         }
-        let control = left.control.and_then(|fd| Channel::new(UnixStream::from(fd)).ok());
-        let journal = left.journal.and_then(|fd| Journal::open(fd, threads).ok());
+        let control = left.control.take().and_then(|fd| Channel::new(UnixStream::from(fd)).ok());
+        let journal = left.journal.take().and_then(|fd| Journal::open(fd, threads).ok());
         Some(Foreign {
             process: record.process,
             generation: record.generation,
             pidfd,
             control,
             journal,
+            outputs: std::mem::take(&mut left.outputs),
+            captured: None,
             phase: Phase::Serving,
             reason: "graceful_signal",
             ended: None,
@@ -136,7 +146,7 @@ impl Foreign {
         match self.phase {
             Phase::Serving => "ready",
             Phase::Draining(_) => "draining",
-            Phase::Ending(_) => "exiting",
+            Phase::Ending(_) | Phase::Killed => "exiting",
         }
     }
 }
@@ -146,7 +156,7 @@ impl Pool {
     pub fn recover(
         record: PoolRecord,
         table_fd: OwnedFd,
-        workers: Vec<(WorkerRecord, Left)>,
+        workers: &mut [(WorkerRecord, Left)],
         cx: &mut Context,
         now: Instant,
     ) -> Result<Pool, Error> {
@@ -159,10 +169,10 @@ impl Pool {
         pool.preload = record.preload;
         pool.target = record.target;
         pool.scripts = record.loaded.into_iter().collect();
-        let mut recorded: BTreeMap<u16, _> = workers.into_iter().map(|w| (w.0.slot, w)).collect();
+        let mut recorded: BTreeMap<u16, _> = workers.iter_mut().map(|w| (w.0.slot, w)).collect();
         for slot in 0..slots {
             let (generation, state) = pool.table.slot(slot);
-            match recorded.remove(&slot).and_then(|(record, left)| Foreign::find(&record, left, threads)) {
+            match recorded.remove(&slot).and_then(|(record, left)| Foreign::find(record, left, threads)) {
                 Some(mut foreign) => {
                     match state {
                         // It would become ready by the word of its supervisor only.
@@ -216,6 +226,7 @@ impl Pool {
         let graceful = seconds(self.group.graceful_timeout);
         let shutdown = seconds(self.group.shutdown_timeout);
         let reason = if self.ending.is_some() { "shutdown_signal" } else { "graceful_signal" };
+        let name = self.name();
         for (slot, f) in self.foreign.iter_mut().filter(|(_, f)| f.ended.is_none()) {
             if f.phase == Phase::Serving && may_go {
                 f.phase = Phase::Draining(now + graceful);
@@ -229,11 +240,26 @@ impl Pool {
                     Phase::Draining(until) if left == 0 || now >= until || self.ending == Some(Ending::Stop) => {
                         f.exit(shutdown, reason, now);
                     }
-                    Phase::Ending(until) if now >= until => f.signal(Signal::SIGKILL),
+                    Phase::Ending(until) if now >= until => {
+                        f.phase = Phase::Killed;
+                        f.signal(Signal::SIGKILL);
+                        let pid = f.process.pid;
+                        let text = format!(
+                            "MWR0309: worker {pid} of {name}, left by a former supervisor, did not end in time and was \
+                             killed"
+                        );
+                        cx.log.event(Level::Warn, &text);
+                    }
                     _ => {}
                 }
             }
         }
+    }
+
+    /// Reads what a worker of a former supervisor has written.
+    pub(crate) fn read_foreign_outputs(&mut self, slot: u16, cx: &mut Context) {
+        let Some(f) = self.foreign.get_mut(&slot) else { return };
+        read_outputs(&mut f.outputs, &mut f.captured, cx, false, |_| {});
     }
 
     /// Reads the control socket of a worker of a former supervisor. Reasons to replace it are none: it is being replaced.
@@ -256,7 +282,7 @@ impl Pool {
         if result.is_err() {
             f.deafen();
         }
-        if deadlocked && !matches!(f.phase, Phase::Ending(_)) {
+        if deadlocked && !matches!(f.phase, Phase::Ending(_) | Phase::Killed) {
             self.table.set_slot(slot, f.generation, SlotState::Draining);
             f.exit(shutdown, "deadlock_timeout", now);
         }
@@ -266,7 +292,11 @@ impl Pool {
     pub(crate) fn foreign_ended(&mut self, slot: u16, how: &str, now: Instant, cx: &mut Context) {
         // What it said before it died.
         self.read_foreign(slot, now, cx);
-        let Some(f) = self.foreign.remove(&slot) else { return };
+        self.read_foreign_outputs(slot, cx);
+        let Some(mut f) = self.foreign.remove(&slot) else { return };
+        for output in f.outputs.iter_mut().filter_map(Option::take) {
+            cx.keep_output(output);
+        }
         self.table.set_slot(slot, f.generation, SlotState::Dead);
         self.sockets.remove(&socket_name(slot, f.generation));
         self.burying.insert(slot, now);

@@ -13,7 +13,7 @@ use crate::master::{Client, Master, Numbers};
 use crate::pool::{Ending, Pool};
 use crate::recover::Left;
 use crate::rundir::{self, RunDir};
-use crate::worker::record_key;
+use crate::worker::{Output, record_key};
 use crate::{WORKER_DIR_VARIABLE, sys, timer, watching};
 use mod_wsgi_scoreboard::ClientId;
 use mod_wsgi_wire::frame::Level;
@@ -101,6 +101,7 @@ enum Source {
     Control(u32, u16),
     /// A worker of a former supervisor.
     Former(u32, u16),
+    FormerOutput(u32, u16),
     Output(u32, u16),
     Watcher(u32),
     Stray,
@@ -242,8 +243,9 @@ impl Supervisor {
                 serde_json::from_str::<PoolRecord>(&record).map(|r| pools.push((r, fds.next())))
             } else if key.starts_with(WORKER) {
                 serde_json::from_str::<WorkerRecord>(&record).map(|r| {
-                    self.recover_output(&r, fds.by_ref().take(2));
-                    workers.push((r, Left { control: fds.next(), journal: fds.next() }));
+                    let mut output = |level| Output::new(fds.next()?, level, r.process.pid).ok();
+                    let outputs = [output(Level::Info), output(Level::Warn)];
+                    workers.push((r, Left { outputs, control: fds.next(), journal: fds.next() }));
                 })
             } else if key == CLIENTS {
                 serde_json::from_str::<ClientId>(&record).map(|n| self.numbers = Numbers::new(n))
@@ -257,14 +259,15 @@ impl Supervisor {
                 self.cx.forget(&key);
             }
         }
+        let mut lost = Vec::new();
         for (record, fd) in pools {
             let (id, name) = (record.id, record.group.name.clone());
-            let own: Vec<_> = workers.extract_if(.., |(w, _)| w.pool == id).collect();
+            let mut own: Vec<_> = workers.extract_if(.., |(w, _)| w.pool == id).collect();
             let keys: Vec<String> = own.iter().map(|(w, _)| record_key(w.pool, w.slot)).collect();
             self.next_pool = self.next_pool.max(id + 1);
             let pool = match fd {
                 Some(fd) if self.masters.contains_key(&record.master) => {
-                    Pool::recover(record, fd, own, &mut self.cx, now).map_err(|e| e.to_string())
+                    Pool::recover(record, fd, &mut own, &mut self.cx, now).map_err(|e| e.to_string())
                 }
                 Some(_) => Err("its server is not known".to_owned()),
                 None => Err("its table is missing".to_owned()),
@@ -279,18 +282,16 @@ impl Supervisor {
                     keys.iter().for_each(|key| self.cx.forget(key));
                 }
             }
+            lost.extend(own);
+        }
+        lost.extend(workers);
+        // Of those that have ended, and of those that nobody knows any more and that end by themselves.
+        for output in lost.into_iter().flat_map(|(_, left)| left.outputs).flatten() {
+            self.cx.keep_output(output);
         }
         if !self.pools.is_empty() {
             let text = format!("a new supervisor has taken over {} groups of workers", self.pools.len());
             self.cx.log.event(Level::Notice, &text);
-        }
-    }
-
-    fn recover_output(&mut self, record: &WorkerRecord, fds: impl Iterator<Item = OwnedFd>) {
-        for (fd, level) in fds.zip([Level::Info, Level::Warn]) {
-            if let Ok(output) = crate::worker::Output::new(fd, level, record.process.pid) {
-                self.cx.keep_output(output);
-            }
         }
     }
 
@@ -403,8 +404,13 @@ impl Supervisor {
             }
         }
         for (id, pool) in &self.pools {
-            for (slot, control) in pool.foreign.iter().filter_map(|(s, f)| Some((s, f.control()?))) {
-                add(&mut set, Source::Former(*id, *slot), control.as_fd(), control.pending() > 0);
+            for (slot, f) in &pool.foreign {
+                if let Some(c) = f.control() {
+                    add(&mut set, Source::Former(*id, *slot), c.as_fd(), c.pending() > 0);
+                }
+                for output in f.outputs.iter().flatten() {
+                    add(&mut set, Source::FormerOutput(*id, *slot), output.as_fd(), false);
+                }
             }
         }
         for stray in &self.cx.strays {
@@ -440,6 +446,11 @@ impl Supervisor {
             Source::Former(pool, slot) => {
                 if let Some(p) = self.pools.get_mut(&pool) {
                     p.read_foreign(slot, now, &mut self.cx);
+                }
+            }
+            Source::FormerOutput(pool, slot) => {
+                if let Some(p) = self.pools.get_mut(&pool) {
+                    p.read_foreign_outputs(slot, &mut self.cx);
                 }
             }
             Source::Watcher(pool) => {

@@ -293,34 +293,56 @@ impl Worker {
     /// Reads both pipes into the log. While it starts, lines are written whatever the log level, and remembered.
     pub fn read_outputs(&mut self, cx: &mut Context) {
         let starting = matches!(self.state, State::Starting { .. });
-        for i in 0..self.outputs.len() {
-            let Some(mut output) = self.outputs[i].take() else { continue };
-            let (level, pid) = (output.level, output.pid as u32);
-            let open = output.read(|line| {
-                cx.log.line(level, pid, line, starting && i == 1);
-                if let Some(lines) = self.captured.as_mut().filter(|l| i == 1 && l.len() < CAPTURED) {
-                    lines.push(String::from_utf8_lossy(line).into_owned());
-                }
-                if starting && i == 1 {
-                    self.remember(line);
-                }
-            });
-            if open {
-                self.outputs[i] = Some(output);
+        let tail = &mut self.tail;
+        let each = |line: &[u8]| {
+            if starting {
+                keep_line(tail, line);
             }
-        }
+        };
+        read_outputs(&mut self.outputs, &mut self.captured, cx, starting, each);
     }
 
     /// Keeps a line that may explain a failed start.
     pub fn remember(&mut self, line: &[u8]) {
-        if self.tail.len() == TAIL {
-            self.tail.pop_front();
-        }
-        self.tail.push_back(String::from_utf8_lossy(line).into_owned());
+        keep_line(&mut self.tail, line);
     }
 
     /// Errors of its load set: script, callable, traceback.
     pub fn load_errors(&self) -> impl Iterator<Item = (&(String, String), &str)> {
         self.loaded.iter().filter_map(|(k, l)| Some((k, l.error.as_deref()?)))
+    }
+}
+
+fn keep_line(tail: &mut VecDeque<String>, line: &[u8]) {
+    if tail.len() == TAIL {
+        tail.pop_front();
+    }
+    tail.push_back(String::from_utf8_lossy(line).into_owned());
+}
+
+/// Reads a worker's stdout and stderr into the log, lines of stderr also to whoever has asked for them and to `each`;
+/// `always`: these whatever the log level.
+pub fn read_outputs(
+    outputs: &mut [Option<Output>; 2],
+    captured: &mut Option<Vec<String>>,
+    cx: &mut Context,
+    always: bool,
+    mut each: impl FnMut(&[u8]),
+) {
+    for (i, place) in outputs.iter_mut().enumerate() {
+        let Some(mut output) = place.take() else { continue };
+        let (level, pid) = (output.level, output.pid as u32);
+        let open = output.read(|line| {
+            cx.log.line(level, pid, line, always && i == 1);
+            if i == 1 {
+                if let Some(lines) = captured.as_mut().filter(|l| l.len() < CAPTURED) {
+                    lines.push(String::from_utf8_lossy(line).into_owned());
+                }
+                each(line);
+            }
+        });
+        if open {
+            *place = Some(output);
+        }
     }
 }

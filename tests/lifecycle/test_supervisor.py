@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import signal
 import threading
 
@@ -66,6 +67,7 @@ def test_a_long_request_ends_well(serve) -> None:
     # told why, as ever
     lines = (one.scratch / "stopping").read_text().splitlines()
     assert {int(line.split()[0]) for line in lines} == before
+    assert {line.split()[1] for line in lines} == {"graceful_signal"}
     assert len(one.log.wait(r"left by a former supervisor, has ended \(graceful_signal\): exit code 0", count=2)) == 2
 
 
@@ -83,6 +85,10 @@ def test_what_it_says_arrives(serve) -> None:
     assert (worker["pid"], worker["state"], worker["running"]) == (old, "ready", 1)
     assert worker["under_way"][0]["line"] == "GET /wait?speak" and worker["rss"] > 1 << 20
     assert "GET /wait?speak" in one.ctl("status")
+    one.log.allow(r"  File |Thread 0x|Current thread|<no Python frame>|^$|most recent call")
+    stacks = one.ctl("stacks", "g")
+    assert f"worker {old} of " in stacks and 'request "GET /wait?speak": application' in stacks
+    assert "in wait_for" in stacks and one.log.find("in wait_for")
     assert one.get("/say?said-by-the-old").status == 200
     line = one.log.wait("said-by-the-old")[0]
     assert f"pid {old}" in line
@@ -105,8 +111,22 @@ def test_why_it_died_is_told(serve) -> None:
     os.kill(old, signal.SIGKILL)
     assert wait_until(lambda: lost, 10)[0].status == 502
     wait_until(lambda: "GET /wait" in one.pools()[0]["last_exit"], 10)
+    assert not one.log.find("for want of memory"), "somebody has killed it"
     (one.scratch / "gate").touch()
     wait_until(lambda: one.get("/").status == 200, 20)
+
+
+def test_it_is_killed_in_the_end(serve) -> None:
+    """L4, L6: an old worker that does not end in its time is killed, and the log says so."""
+    one = server(serve, "graceful-timeout=0.5 shutdown-timeout=0.5", processes=1)
+    (old,) = one.ready()
+    os.kill(old, signal.SIGSTOP)
+    kill_supervisor(one)
+    one.expect_log(f"MWR0309: worker {old} of .*left by a former supervisor, did not end in time and was killed")
+    wait_until(lambda: old not in {w["pid"] for w in one.workers()}, 20)
+    one.log.wait(rf"worker {old} of .*has ended \(graceful_signal\): signal 9")
+    assert len(one.log.find("MWR0309")) == 1
+    assert one.get("/").status == 200
 
 
 def test_broken_code_leaves_the_old_serving(serve) -> None:
@@ -146,11 +166,11 @@ def test_nobody_left(serve) -> None:
     one.log.allow("MWR0")
     workers = [p for p in one.processes() if p.pid in one.ready()]
     assert len(workers) == 2
-    slow = in_background(lambda: one.get("/sleep?14", timeout=40))
+    slow = in_background(lambda: one.get("/sleep?18", timeout=40))
     wait_until(lambda: any(w["running"] for w in one.workers()))
     for p in one.helpers("keeper") + one.helpers("supervise"):
         p.kill()
-    assert wait_until(lambda: slow, 30)[0].status == 200, "it ran beyond orphan-timeout"
+    assert wait_until(lambda: slow, 30)[0].status == 200, "it ran beyond orphan-timeout and shutdown-timeout"
     wait_until(lambda: not any(p.alive() for p in workers), 20, "the workers have gone")
     one.graceful()
     wait_until(lambda: one.get("/").status == 200, 20, "nothing of the old is in the way of a new keeper")
@@ -160,8 +180,17 @@ def test_many_of_them(serve) -> None:
     """DESIGN 2: also forty workers are handed over."""
     one = server(serve, "", processes=40)
     before = one.ready()
+    good = (one.apps / "life.wsgi").read_text()
+    one.log.allow("MWR0308|MWR0433|Traceback|  File |RuntimeError|    ")
+    one.write("life.wsgi", "raise RuntimeError('not yet')\n")
     kill_supervisor(one)
-    assert len([w for w in one.workers() if w["former"]]) > 0
+    assert {w["pid"] for w in one.workers() if w["former"]} == before
+    (new,) = one.helpers("supervise")
+    held = set(map(os.readlink, pathlib.Path(f"/proc/{new.pid}/fd").iterdir()))
+    outputs = {os.readlink(f"/proc/{pid}/fd/{n}") for pid in before for n in (1, 2)}
+    assert outputs <= held and len(outputs) == 80, "what they write has a reader"
+    one.write("life.wsgi", good)
+    one.ctl("reload", "g")
     wait_until(lambda: len(one.ready()) == 40 and not one.ready() & before, 60)
     assert one.get("/").status == 200
     assert not one.log.find("MWR0311")
