@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from harness import product
 from harness.express import Express
-from harness.wait import wait_until
+from harness.wait import Timeout, wait_until
 
 pytestmark = pytest.mark.ours
 APP = """
@@ -84,6 +85,20 @@ def test_service_manager(express, abstract: bool) -> None:
         wait_until(lambda: hears("READY=1"), 20)
         wait_until(lambda: hears("WATCHDOG=1"), 20)
         assert "NOTIFY" not in x.get().text and "WATCHDOG" not in x.get().text
+        (supervisor,) = [p for p in x.processes() if "supervise" in p.cmdline]
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        try:
+
+            def quiet() -> bool:
+                heard.clear()
+                with contextlib.suppress(Timeout):
+                    return not wait_until(lambda: hears("WATCHDOG=1"), 1)
+                return True
+
+            wait_until(quiet, 20, "a second without a word")
+        finally:
+            os.kill(supervisor.pid, signal.SIGCONT)
+        wait_until(lambda: hears("WATCHDOG=1"), 20)
         heard.clear()
         assert x.process
         x.process.send_signal(signal.SIGHUP)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import pwd
 import shutil
 import subprocess
 import sys
@@ -106,6 +108,52 @@ def is_watched(server: Server, directory: pathlib.Path) -> bool:
             except OSError:
                 continue
     return False
+
+
+@pytest.mark.root
+def test_who_watches(serve) -> None:
+    """L11: the watcher is the group's user for good, and knows nothing that is secret: another process of that user may
+    look into it."""
+    secret = "secret-of-the-workers"
+    server = begin(serve, f"user=nobody group=nogroup env=NOTE={secret}").start()
+    (watcher,) = wait_until(lambda: watchers(server), 10)
+    wait_until(lambda: is_watched(server, server.apps), 10)
+    status = pathlib.Path(f"/proc/{watcher.pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    nobody = pwd.getpwnam("nobody")
+    assert set(fields["Uid"].split()) == {str(nobody.pw_uid)}
+    assert set(fields["Gid"].split()) == {str(nobody.pw_gid)}
+    assert {int(g) for g in fields["Groups"].split()} <= set(os.getgrouplist("nobody", nobody.pw_gid))
+    assert fields["NoNewPrivs"].strip() == "1" and int(fields["CapEff"], 16) == 0
+    assert pathlib.Path(f"/proc/{watcher.pid}/environ").read_bytes() == b""
+    (worker,) = [p for p in server.processes() if p.pid in server.ready()]
+    assert secret.encode() in memory(worker.pid) and secret.encode() not in memory(watcher.pid)
+
+
+def memory(pid: int) -> bytes:
+    """What a process has written into its memory."""
+    found = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
+        for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines():
+            where, rights, *_, name = line.split(None, 5) if line.count(" ") > 5 else [*line.split(), ""]
+            if rights.startswith("rw") and name.strip() in ("", "[heap]", "[stack]"):
+                start, end = (int(n, 16) for n in where.split("-"))
+                mem.seek(start)
+                with contextlib.suppress(OSError):
+                    found.append(mem.read(end - start))
+    return b"".join(found)
+
+
+def test_soon(serve) -> None:
+    """L11: new code answers within 300 ms of a save; of ten saves the quickest, since machines are busy."""
+    server = begin(serve).start()
+    answers(server, "module-0")
+    took = []
+    for n in range(1, 11):
+        rename(server.apps / "changing.py", f"VALUE = 'module-{n}.'\n")
+        took.append(answers(server, f"module-{n}."))
+        wait_until(lambda: len(server.workers()) == 1, 10)
+    assert min(took) < 0.3, took
 
 
 @pytest.mark.everywhere

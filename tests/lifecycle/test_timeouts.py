@@ -25,6 +25,17 @@ def server(serve, options: str, processes: int = 1, **plan) -> Server:
     return one
 
 
+def lingering(serve, options: str, processes: int) -> Server:
+    """The same with an exit handler that takes all the time it may."""
+    one = serve(Plan(f"processes={processes} threads=3 {options}"), start=False)
+    text = (one.apps / "life.wsgi").read_text()
+    one.write("life.wsgi", text + "\nimport atexit\natexit.register(time.sleep, 60)\n")
+    one.start()
+    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
+    one.log.allow(STACKS)
+    return one
+
+
 def in_background(call) -> list:
     """Runs `call` in a thread; the list gets what it returns."""
     out: list = []
@@ -85,7 +96,7 @@ def test_per_location(serve) -> None:
 
 def test_at_most_one_replacement(serve) -> None:
     """L2, pitfall 7.6: a database that does not answer makes one worker start anew, not all at once."""
-    one = server(serve, "request-timeout=0.5 shutdown-timeout=2", processes=3)
+    one = lingering(serve, "request-timeout=0.5 shutdown-timeout=1 reload-surge=3", processes=3)
     one.log.allow("MWR0436")
     before = wait_until(lambda: len(r := one.ready()) == 3 and r)
     answers = [in_background(lambda: one.get("/wait?never", timeout=20)) for _ in range(9)]
@@ -103,6 +114,22 @@ def test_at_most_one_replacement(serve) -> None:
     wait_until(lambda: look() and not one.ready() & before and len(one.ready()) == 3, 40, "one after the other goes")
     assert least == 3 and under_way == 1
     assert one.get("/").status == 200
+
+
+def test_one_that_comes_back_stays(serve) -> None:
+    """L2: a worker whose late request has ended by itself, while another one was being replaced, is not replaced."""
+    one = lingering(serve, "request-timeout=0.5 shutdown-timeout=4", processes=2)
+    one.expect_log("MWR0436.*GET /wait.never")
+    one.expect_log("MWR0436.*GET /sleep.1.5")
+    assert one.get("/wait?never", timeout=20).status == 504
+    wait_until(lambda: [w["state"] for w in one.workers()].count("exiting") == 1, what="one is replaced")
+    wait_until(lambda: len(one.ready()) == 2)
+    there = one.ready()
+    assert one.get("/sleep?1.5", timeout=20).status == 504
+    wait_until(lambda: any(w["stuck"] for w in one.workers() if w["state"] == "ready"), what="it is known as stuck")
+    one.log.wait(r"has ended \(request_timeout\)")
+    wait_until(lambda: not any(w["stuck"] for w in one.workers()) and one.ready() == there, what="all is as it was")
+    assert len(one.log.find("of its requests are stuck")) == 1
 
 
 def test_interrupt(serve) -> None:
@@ -218,3 +245,4 @@ def test_what_a_dead_worker_was_doing(serve) -> None:
     one.expect_log("MWR0207")
     assert wait_until(lambda: lost, 10)[0].status == 502
     assert any("GET /wait" in p["last_exit"] for p in one.pools())
+    assert not one.log.find("for want of memory"), "somebody has killed it"

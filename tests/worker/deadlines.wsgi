@@ -29,12 +29,18 @@ def spin(microseconds):
         sum(range(20))
 
 
+def flood(count, microseconds):
+    for _ in range(count):
+        yield b"x" * 65536
+    spin(microseconds)
+
+
 def application(environ, start_response):
     kind, microseconds, name = environ["PATH_INFO"].strip("/").split("/")
     if kind == "flood":
         # more than the socket and the reader take
         start_response("200 OK", [])
-        return (b"x" * 65536 for _ in range(int(name)))
+        return flood(int(name), int(microseconds))
     try:
         spin(int(microseconds))
     except mod_wsgi.RequestTimeout:

@@ -70,6 +70,48 @@ def test_heartbeat_while_the_gil_is_held(worker):
         wait_for(lambda: "in stuck" in worker.stderr(), "the stacks of a thread that keeps the GIL")
 
 
+def test_a_frame_that_fills_the_read_hides_nothing(worker):
+    """Events are edge-triggered: what came together with a request is looked at although nothing more comes."""
+    received = 8 * 1024
+
+    class Recorder:
+        def sendall(self, data):
+            self.data = data
+
+    with worker.connect() as c:
+        sock, c.sock = c.sock, Recorder()
+        first = worker.table.rows - 2
+        c.post(row=first, row_generation=1, environ={"QUERY_STRING": ""})
+        pad = received - len(c.sock.data)
+        c.post(row=first, environ={"QUERY_STRING": "x" * pad})
+        data = c.sock.data
+        assert len(data) == received
+        c.post(row=first + 1)
+        data += c.sock.data
+        c.sock = sock
+        sock.sendall(data)
+        assert [c.response().body for _ in range(2)] == [b"hello", b"hello"]
+
+
+def test_connections_whose_peer_has_left_are_closed(worker):
+    """A peer that sends a request and leaves before it is looked at: one event tells of both."""
+    fds = Path(f"/proc/{worker.process.pid}/fd")
+    with worker.connect() as a, worker.connect() as b:
+        assert a.request("/").body == b.request("/").body == b"hello"
+        before = len(list(fds.iterdir()))
+        leaving = [worker.connect() for _ in range(4)]
+        for c in (a, b):
+            c.post("/sleep", environ={"QUERY_STRING": "0.5"})
+        wait_for(lambda: worker.table.running == 2, "both threads to be busy")
+        for c in leaving:
+            c.post("/")
+            c.sock.close()
+        for c in (a, b):
+            assert c.response().body == b"slept"
+        wait_for(lambda: worker.table.requests == 8 and worker.table.running == 0, "all requests")
+        wait_for(lambda: len(list(fds.iterdir())) <= before, "the connections to be closed")
+
+
 # --- threads ------------------------------------------------------------------------------------------------------
 
 
