@@ -1,8 +1,9 @@
-"""F15: a million requests of every kind: nothing grows."""
+"""F15: a million requests of every kind: nothing grows. `scripts/soak.py` runs it and draws docs/soak.svg."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import threading
@@ -37,7 +38,15 @@ def leaver(port: int, stop: threading.Event) -> None:
 
 def sample(f: Hosted) -> dict[str, int]:
     """Memory (KiB), descriptors and threads of the processes that stay, rows in use, temporary files."""
-    found = {"rows": sum(w["sent"] + w["running"] for w in f.server.workers()), "files": 0}
+    workers = f.server.workers()
+    found = {"rows": sum(w["sent"] + w["running"] for w in workers), "files": 0}
+    # they are recycled all the time: the largest of those that are there
+    memory, descriptors = [0], [0]
+    for w in workers:
+        with contextlib.suppress(OSError, ValueError):
+            memory.append(procs.memory_kib(w["pid"], "Pss_Anon"))
+            descriptors.append(procs.descriptors(w["pid"]))
+    found |= {"largest worker KiB": max(memory), "largest worker descriptors": max(descriptors)}
     for p in f.server.processes():
         with contextlib.suppress(OSError, ValueError):
             found["files"] += procs.open_files(p.pid, "/var/tmp/")
@@ -84,7 +93,10 @@ def test_f15_soak(run: Run, front: Make) -> None:
             f.ids.write_bytes(b"")
             seen += t.sent
             samples.append((seen, sample(f)))
-            print(seen, {k: v for k, v in samples[-1][1].items() if "server" not in k}, t, flush=True)
+            print(seen, samples[-1][1], t, flush=True)
+            if keep := os.environ.get("MWR_SOAK_SAMPLES"):
+                # whole each time: a run that is cut off has its samples too
+                pathlib.Path(f"{keep}.{run.kind}").write_text(json.dumps(samples))
     finally:
         stop.set()
         for thread in threads:
@@ -98,26 +110,3 @@ def test_f15_soak(run: Run, front: Make) -> None:
     }
     assert not grown, grown
     assert last["files"] <= first["files"] + 8
-    if os.environ.get("MWR_WRITE_DOCS") and run.kind == "event":
-        graph(samples, pathlib.Path(__file__).parents[2] / "docs" / "soak.svg")
-
-
-def graph(samples: list[tuple[int, dict[str, int]]], path: pathlib.Path) -> None:
-    """Memory over requests, one line a process."""
-    names = [k for k in samples[0][1] if k.endswith("KiB") and all(k in s for _, s in samples)]
-    most = max(s[k] for _, s in samples for k in names) * 1.1
-    last = samples[-1][0]
-    colours = ["#1b6ac9", "#c9501b", "#2c8a3d", "#8a2c7d", "#777777"]
-    lines = []
-    for i, k in enumerate(names):
-        points = " ".join(f"{60 + 520 * n / last:.0f},{220 - 200 * s[k] / most:.0f}" for n, s in samples)
-        label = "process of the server" if k.startswith("server") else k.removesuffix(" KiB")
-        colour = colours[i % len(colours)]
-        lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        lines.append(f'<text x="590" y="{40 + 18 * i}" fill="{colour}">{label}</text>')
-    path.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="260" font-family="sans-serif" font-size="12">'
-        '<path d="M60 20V220H580" fill="none" stroke="#888"/>'
-        f'<text x="55" y="24" text-anchor="end">{most / 1024:.0f} MiB</text><text x="55" y="224" text-anchor="end">0</text>'
-        f'<text x="580" y="240" text-anchor="end">{last:,} requests</text>' + "".join(lines) + "</svg>\n"
-    )

@@ -247,7 +247,8 @@ class Counted:
         assert self._process
         self._process.terminate()
         try:
-            code = self._process.wait(LIMIT + 10)
+            # what they have found out is written at the end, which takes its time on a busy machine
+            code = self._process.wait(LIMIT + 60)
         finally:
             self._process.kill()
             self._process.wait()
