@@ -4,7 +4,7 @@
 use crate::sys;
 use mod_wsgi_wire::{control, limits};
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -42,16 +42,24 @@ pub struct Channel {
     fds: VecDeque<OwnedFd>,
     output: VecDeque<Outgoing>,
     closed: bool,
+    /// The other end may pass descriptors.
+    takes_fds: bool,
     /// Whether any byte has ever come.
     pub heard: bool,
 }
 
 impl Channel {
-    /// Takes over a connected socket and makes it nonblocking.
+    /// Takes over a connected socket, whose other end is trusted with passing descriptors, and makes it nonblocking.
     pub fn new(socket: UnixStream) -> std::io::Result<Channel> {
         socket.set_nonblocking(true)?;
         let (input, fds, output) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Ok(Channel { socket, input, fds, output, closed: false, heard: false })
+        Ok(Channel { socket, input, fds, output, closed: false, takes_fds: true, heard: false })
+    }
+
+    /// The same for another end that has nothing to pass: what it passes all the same is dropped by the kernel. Received, it
+    /// could not even be closed safely: `close` waits for the owner of a FUSE file system, and for a socket that lingers.
+    pub fn without_descriptors(socket: UnixStream) -> std::io::Result<Channel> {
+        Ok(Channel { takes_fds: false, ..Channel::new(socket)? })
     }
 
     /// Reads what is there. `Err(Closed)` only once every whole message before the end has been given by [`message`].
@@ -62,7 +70,12 @@ impl Channel {
         // Bounded, so that one busy peer cannot keep the thread.
         for _ in 0..64 {
             let mut fds = Vec::new();
-            match sys::receive(self.socket.as_fd(), &mut buf, &mut fds) {
+            let got = if self.takes_fds {
+                sys::receive(self.socket.as_fd(), &mut buf, &mut fds)
+            } else {
+                recv(self.socket.as_raw_fd(), &mut buf, MsgFlags::empty())
+            };
+            match got {
                 Ok(0) => {
                     self.closed = true;
                     break;
@@ -247,6 +260,22 @@ mod tests {
             assert_eq!(got, "x");
         }
         assert!(b.take_fd().is_none());
+    }
+
+    #[test]
+    fn descriptors_of_an_end_that_has_none_to_pass_never_arrive() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (Channel::new(a).unwrap(), Channel::without_descriptors(b).unwrap());
+        let (mut r, w) = std::io::pipe().unwrap();
+        a.send(&ToSupervisor::Status, &[w.as_fd()]).unwrap();
+        a.send(&ToSupervisor::Reloading, &[]).unwrap();
+        drop(w);
+        b.fill().unwrap();
+        assert!(matches!(b.message().unwrap(), Some(ToSupervisor::Status)));
+        assert!(matches!(b.message().unwrap(), Some(ToSupervisor::Reloading)));
+        assert!(b.take_fd().is_none());
+        // nobody holds the other end of the pipe any more
+        assert_eq!(r.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Supervisor {
             self.cx.log.event(Level::Warn, &text);
             return Ok(None);
         }
-        let channel = Channel::new(socket)?;
+        // Only the server's parent has something to pass: its error log.
+        let channel = if privileged { Channel::new(socket)? } else { Channel::without_descriptors(socket)? };
         Ok(Some(Connection { channel, pid: peer.pid(), privileged, role: Role::Visitor, since: now }))
     }
 

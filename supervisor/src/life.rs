@@ -97,9 +97,11 @@ impl Pool {
         cx.log.event(Level::Error, &text);
         w.failed = Some(e.to_string());
         w.kill();
+        // It may wait in the kernel, for a file system that does not answer, and die much later.
+        w.deaf_since = Some(now);
     }
 
-    /// A worker that lives without control connection cannot be told to drain: it is replaced.
+    /// A worker that lives without control connection, or although it was killed, cannot be told to drain: it is replaced.
     pub(crate) fn replace_deaf(&mut self, slot: u16, now: Instant, cx: &mut Context, next: &mut Instant) {
         let name = self.name();
         let Some(w) = self.workers.get_mut(&slot) else { return };

@@ -139,20 +139,26 @@ pub struct Client {
     pub generation: u64,
 }
 
-/// Hands out client numbers: never 0, 24 bits, not one in use.
+/// Hands out client numbers: never 0, at most 24 bits, not one in use.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Numbers {
     next: ClientId,
     /// The keeper has been told that numbers below this may be in use.
     pub promised: ClientId,
+    /// The largest one.
+    most: ClientId,
+    /// Numbers promised to the keeper at once.
+    block: ClientId,
 }
-
-/// Numbers promised to the keeper at once.
-const BLOCK: ClientId = 64;
 
 impl Numbers {
     /// Starts with `next`, which nobody has.
     pub fn new(next: ClientId) -> Numbers {
-        Numbers { next, promised: next }
+        Numbers::within(next, mod_wsgi_scoreboard::row::MAX_CLIENT, 64)
+    }
+
+    fn within(next: ClientId, most: ClientId, block: ClientId) -> Numbers {
+        Numbers { next, promised: next, most, block }
     }
 
     /// Whether a process may have this number from a former supervisor.
@@ -162,15 +168,17 @@ impl Numbers {
 
     /// A number that `used` does not know. `true`: the keeper has to learn [`Numbers::promised`].
     pub fn give(&mut self, used: impl Fn(ClientId) -> bool) -> (ClientId, bool) {
+        let mut tell = false;
         loop {
-            if self.next == 0 || self.next > mod_wsgi_scoreboard::row::MAX_CLIENT {
+            if self.next == 0 || self.next > self.most {
                 (self.next, self.promised) = (1, 1);
             }
             let n = self.next;
             self.next += 1;
-            let tell = self.next > self.promised;
-            if tell {
-                self.promised = n + BLOCK;
+            if self.next > self.promised {
+                self.promised = n + self.block;
+                // also when this number is passed over
+                tell = true;
             }
             if !used(n) {
                 return (n, tell);
@@ -178,6 +186,10 @@ impl Numbers {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "master/registration.rs"]
+mod registration;
 
 #[cfg(test)]
 mod tests {
@@ -192,7 +204,8 @@ mod tests {
         assert!(n.was_given(4) && !n.was_given(5) && !n.was_given(0));
         let mut late = Numbers::new(mod_wsgi_scoreboard::row::MAX_CLIENT);
         assert_eq!(late.give(|_| false).0, mod_wsgi_scoreboard::row::MAX_CLIENT);
-        assert_eq!(late.give(|x| x == 1).0, 2);
+        // The block that begins with number 1 is new to the keeper, whoever has that number.
+        assert_eq!(late.give(|x| x == 1), (2, true));
     }
 
     #[test]

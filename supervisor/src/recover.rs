@@ -75,7 +75,8 @@ impl Foreign {
         if !record.process.is_alive() {
             return None;
         }
-        let control = left.control.take().and_then(|fd| Channel::new(UnixStream::from(fd)).ok());
+        let control = left.control.take();
+        let control = control.and_then(|fd| Channel::without_descriptors(UnixStream::from(fd)).ok());
         let journal = left.journal.take().and_then(|fd| Journal::open(fd, threads).ok());
         Some(Foreign {
             process: record.process,

@@ -87,7 +87,7 @@ impl Pool {
         let mut command = Command::new("/proc/self/exe");
         command.arg0(&cx.executable).arg("watch").env_clear().current_dir("/");
         command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(err_write);
-        let mut control = Channel::new(control).map_err(io)?;
+        let mut control = Channel::without_descriptors(control).map_err(io)?;
         let child = command.spawn().map_err(io)?;
         // From here on it ends by itself should anything fail: it reads the end of its socket, and is reaped as one that
         // has ended.

@@ -170,7 +170,7 @@ impl Worker {
         let listener = pool.sockets.bind(&socket_name(slot, generation), cx.server_uid, cx.server_gid)?;
         let (journal, journal_fd) = Journal::create(group.threads).map_err(std::io::Error::other)?;
         let (control, theirs) = UnixStream::pair()?;
-        let control = Channel::new(control)?;
+        let control = Channel::without_descriptors(control)?;
         let (out_read, out_write) = std::io::pipe()?;
         let (err_read, err_write) = std::io::pipe()?;
         let mut out = Output::new(out_read.into(), Level::Info, 0)?;
