@@ -259,7 +259,7 @@ impl GroupError {
     }
 }
 
-/// The numbers a request needs of a group.
+/// The numbers a request needs of a group; `files` is for the caller, who knows users.
 pub fn limits(o: &GroupOptions) -> Limits {
     let span = |v: Option<f64>, default: f64| Duration::from_secs_f64(v.unwrap_or(default));
     let given = |v: Option<f64>| v.filter(|s| *s > 0.0).map(Duration::from_secs_f64);
@@ -273,6 +273,7 @@ pub fn limits(o: &GroupOptions) -> Limits {
         connect_timeout: span(o.connect_timeout, defaults::CONNECT_TIMEOUT),
         socket_timeout: given(o.socket_timeout),
         response_socket_timeout: given(o.response_socket_timeout).or(given(o.socket_timeout)),
+        files: true,
     }
 }
 

@@ -1,9 +1,10 @@
 //! A blocking connection to one worker: HELLO, one REQUEST, frames of the answer. Used by servers whose request runs in
-//! a thread of its own (httpd). Descriptors from a worker are hostile until [`checked_file`] has passed them.
+//! a thread of its own (httpd). Descriptors from a worker are
+//! hostile: see [`crate::passed`].
 
+use crate::passed::{Passed, Trust};
 use mod_wsgi_wire::frame::{AbortReason, Header, Kind};
 use mod_wsgi_wire::{decode, encode, limits};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -40,6 +41,8 @@ pub struct Conn {
     pub slot_generation: u32,
     /// HELLO of the worker has been read.
     pub greeted: bool,
+    /// Whether it may pass descriptors.
+    trust: Trust,
 }
 
 /// Bytes received and not yet used, and descriptors that came with them. Reused from request to request.
@@ -49,7 +52,7 @@ pub struct Inbox {
     start: usize,
     end: usize,
     last: (usize, usize),
-    fds: VecDeque<OwnedFd>,
+    fds: VecDeque<Passed>,
     /// The last receive took all there was room for: more is probably waiting.
     filled: bool,
 }
@@ -65,7 +68,7 @@ const KEPT: usize = 16 * 1024;
 const MAX_WAITING_FDS: usize = 2;
 
 impl Inbox {
-    /// Forgets everything (between requests; descriptors are closed).
+    /// Forgets everything (between requests).
     pub fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
@@ -97,7 +100,7 @@ impl Inbox {
 
     /// Consumes the next whole frame and gives its header; a FILE's descriptor comes with it. The payload is then at
     /// [`Inbox::payload`] until the next call.
-    pub fn take_frame(&mut self) -> Result<(Header, Option<OwnedFd>), decode::Error> {
+    pub fn take_frame(&mut self) -> Result<(Header, Option<Passed>), decode::Error> {
         let h = match self.frame()? {
             Some((h, _)) => h,
             None => return Err(decode::Error::Truncated { at: 0 }),
@@ -164,6 +167,7 @@ impl Conn {
         slot_generation: u32,
         token: &[u8; 16],
         client: u32,
+        trust: &Trust,
     ) -> Result<Conn, ConnError> {
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(ConnError::Lost)?;
@@ -173,7 +177,7 @@ impl Conn {
         let path = crate::pool::socket_path(dir, slot, slot_generation);
         let addr = SocketAddrUnix::new(path).map_err(ConnError::Lost)?;
         connect(&fd, &addr).map_err(ConnError::Lost)?;
-        let conn = Conn { fd, slot_generation, greeted: false };
+        let conn = Conn { fd, slot_generation, greeted: false, trust: trust.clone() };
         let mut hello = Vec::with_capacity(32);
         encode::hello_server(&mut hello, token, client);
         conn.send(&hello, None)?;
@@ -231,18 +235,20 @@ impl Conn {
     /// Receives into `inbox`: waits at most [`TICK`], or not at all.
     pub fn receive(&self, inbox: &mut Inbox, wait: bool) -> Result<Received, ConnError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        // Without room the kernel drops what was passed.
+        let space = if self.trust.is_lost() { &mut space[..0] } else { &mut space[..] };
         let mut flags = RecvFlags::CMSG_CLOEXEC;
         if !wait {
             flags |= RecvFlags::DONTWAIT;
         }
         let (n, returned) = loop {
-            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut control = RecvAncillaryBuffer::new(space);
             let room = inbox.room()?;
             match recvmsg(&self.fd, &mut [IoSliceMut::new(room)], &mut control, flags) {
                 Ok(m) => {
                     for message in control.drain() {
                         if let RecvAncillaryMessage::ScmRights(fds) = message {
-                            inbox.fds.extend(fds);
+                            inbox.fds.extend(fds.map(|fd| Passed::new(fd, &self.trust)));
                         }
                     }
                     break (m.bytes, m.flags);
@@ -276,29 +282,4 @@ impl Conn {
         self.greeted = true;
         Ok(true)
     }
-}
-
-/// Checks a descriptor that a worker passed with FILE: a regular file, open for reading, not O_PATH, not on FUSE or a
-/// network file system (a read there may block for as long as its owner likes), and long enough.
-pub fn checked_file(fd: OwnedFd, offset: u64, len: u64) -> Result<OwnedFd, ConnError> {
-    const FUSE: u64 = 0x6573_5546;
-    const NFS: u64 = 0x6969;
-    const SMB2: u64 = 0xfe53_4d42;
-    const CIFS: u64 = 0xff53_4d42;
-    let flags = fcntl_getfl(&fd).map_err(ConnError::Lost)?;
-    if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::WRONLY {
-        return Err(ConnError::Descriptor("not open for reading"));
-    }
-    let st = fstat(&fd).map_err(ConnError::Lost)?;
-    if FileType::from_raw_mode(st.st_mode) != FileType::RegularFile {
-        return Err(ConnError::Descriptor("not a regular file"));
-    }
-    let fs = fstatfs(&fd).map_err(ConnError::Lost)?.f_type as u64 & 0xffff_ffff;
-    if [FUSE, NFS, SMB2, CIFS].contains(&fs) {
-        return Err(ConnError::Descriptor("on a file system that may block"));
-    }
-    if offset.checked_add(len).is_none_or(|end| end > st.st_size as u64) {
-        return Err(ConnError::Descriptor("shorter than announced"));
-    }
-    Ok(fd)
 }

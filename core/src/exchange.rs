@@ -1,7 +1,7 @@
 //! Send now, claim, recall: one request's way to a worker and its answer's way back, for servers that give a request a
 //! thread. While it waits, the thread watches worker, row and client.
 
-use crate::conn::{Conn, ConnError, Inbox, Received, checked_file};
+use crate::conn::{Conn, ConnError, Inbox, Received};
 use crate::error::RequestError;
 use crate::link::Link;
 use crate::pool::{Limits, Look, Pool};
@@ -9,7 +9,7 @@ use crate::times::Times;
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_wire::decode::{self, Response};
-use mod_wsgi_wire::encode::{RowRef, patch_row};
+use mod_wsgi_wire::encode::{RowRef, bytes_only, patch_row};
 use mod_wsgi_wire::frame::{AbortReason, Kind, Level};
 use mod_wsgi_wire::limits::MAX_FILES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -289,6 +289,9 @@ impl Exchange {
             client: self.lease.word.client,
         };
         patch_row(out.frame, 0, &row);
+        if self.pool.trust.is_lost() {
+            bytes_only(out.frame, 0);
+        }
         if let Err(e) = self.conn.send(out.frame, out.body) {
             return self.lost(e);
         }
@@ -477,7 +480,7 @@ impl Exchange {
                 }
                 let (offset, len) = decode::file(payload).map_err(wrong)?;
                 let fd = fd.ok_or_else(|| broken("FILE without a descriptor".to_owned()))?;
-                let fd = checked_file(fd, offset, len).map_err(|e| broken(e.to_string()))?;
+                let fd = fd.check(offset, len).map_err(|e| broken(e.to_string()))?;
                 Event::File { fd, offset, len }
             }
             Kind::Log => {

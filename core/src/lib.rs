@@ -14,6 +14,7 @@ pub mod headers;
 pub mod interpreter;
 pub mod link;
 pub mod options;
+pub mod passed;
 pub mod pool;
 pub mod reader;
 pub mod response;

@@ -3,6 +3,7 @@
 
 use crate::conn::Conn;
 use crate::error::RequestError;
+use crate::passed::Trust;
 use mod_wsgi_scoreboard::layout::header;
 use mod_wsgi_scoreboard::{ClientId, Lease, PoolState, Shape, SlotState, Table};
 use mod_wsgi_wire::encode;
@@ -28,6 +29,9 @@ pub struct Limits {
     pub socket_timeout: Option<Duration>,
     /// Longest time in which a client takes nothing of a response under way; `None` likewise.
     pub response_socket_timeout: Option<Duration>,
+    /// Workers may pass files instead of their bytes: they run as the server's own user. Another user's could pass what
+    /// neither can be read nor closed without waiting for that user (see [`crate::passed`]).
+    pub files: bool,
 }
 
 pub(crate) fn socket_path(dir: BorrowedFd<'_>, slot: u16, slot_generation: u32) -> String {
@@ -58,6 +62,8 @@ pub struct Pool {
     pub table: Table,
     pub limits: Limits,
     token: [u8; 16],
+    /// Whether its workers may pass descriptors.
+    pub trust: Trust,
     dir: OwnedFd,
     slots: Box<[SlotCache]>,
     /// Requests of this process that wait for a first ready worker.
@@ -79,12 +85,14 @@ impl Pool {
     /// Takes over what the supervisor has sent.
     pub fn new(group: &str, application: &str, table: Table, limits: Limits, token: [u8; 16], dir: OwnedFd) -> Pool {
         let n = table.shape().slots as usize;
+        let trust = Trust::new(limits.files);
         Pool {
             group: group.to_owned(),
             application: application.to_owned(),
             table,
             limits,
             token,
+            trust,
             dir,
             slots: (0..n).map(|_| SlotCache::default()).collect(),
             waiting: AtomicUsize::new(0),
@@ -269,7 +277,7 @@ impl Pool {
 
     /// Opens a connection.
     pub fn open_conn(&self, lease: &Lease, client: ClientId) -> Result<Conn, crate::conn::ConnError> {
-        Conn::open(self.dir(), lease.slot, lease.slot_generation, &self.token, client)
+        Conn::open(self.dir(), lease.slot, lease.slot_generation, &self.token, client, &self.trust)
     }
 
     /// Where a slot's worker listens. Through /proc because the directory's own path may be longer than sun_path holds.

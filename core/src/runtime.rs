@@ -136,8 +136,9 @@ impl Groups {
             let limits = match config::resolve(&o, around) {
                 Ok(group) => {
                     all.longest = all.longest.max(group.shutdown_timeout);
+                    let files = group.uid == around.server_uid;
                     all.wanted.push(group);
-                    Some(config::limits(&o))
+                    Some(Limits { files, ..config::limits(&o) })
                 }
                 Err(e) => {
                     if used(&o) {

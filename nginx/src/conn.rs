@@ -10,6 +10,7 @@ use crate::log;
 use crate::peer::{self, Before};
 use crate::process::Group;
 use crate::sys;
+use mod_wsgi_core::passed::{Passed, Trust};
 use mod_wsgi_core::reader::{Item, Reader};
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_wire::frame::Kind;
@@ -47,7 +48,7 @@ pub struct Wire {
     hello: Vec<u8>,
     /// Has served a request before.
     pub reused: bool,
-    fds: VecDeque<OwnedFd>,
+    fds: VecDeque<Passed>,
     /// What is still to come after END, while nobody waits for it.
     late: Reader,
     /// BODY_END is to be sent before the next request: nobody wanted the body, or its rest.
@@ -148,7 +149,7 @@ impl Wire {
     }
 
     /// The descriptor that came with a FILE frame.
-    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+    pub fn take_fd(&mut self) -> Option<Passed> {
         self.fds.pop_front()
     }
 
@@ -194,8 +195,9 @@ impl Wire {
 
     /// One `recvmsg` into `iov`: how many bytes, 0 for nothing at present.
     fn take(&mut self, iov: &mut [libc::iovec]) -> Result<usize, String> {
-        // Aligned for a control message of one descriptor.
+        // Aligned for a control message of one descriptor. Without room the kernel drops what was passed.
         let mut space = [0u64; 4];
+        let lost = self.group.as_ref().is_some_and(|g| g.pool.trust.is_lost());
         let (n, flags) = loop {
             // SAFETY: all zero is a value of msghdr; the pieces of `iov` are writable (the caller's buffers), the control
             // buffer has the length that is told.
@@ -204,7 +206,7 @@ impl Wire {
                 m.msg_iov = iov.as_mut_ptr();
                 m.msg_iovlen = iov.len() as _;
                 m.msg_control = space.as_mut_ptr().cast();
-                m.msg_controllen = libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) as _;
+                m.msg_controllen = if lost { 0 } else { libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) as _ };
                 let n = libc::recvmsg((*self.c).fd, &raw mut m, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT);
                 if n >= 0 {
                     let mut h = libc::CMSG_FIRSTHDR(&raw const m);
@@ -213,7 +215,10 @@ impl Wire {
                             let data = libc::CMSG_DATA(h).cast::<libc::c_int>();
                             let count = (head.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<libc::c_int>();
                             for i in 0..count {
-                                self.fds.push_back(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
+                                let fd = OwnedFd::from_raw_fd(data.add(i).read_unaligned());
+                                let trust =
+                                    self.group.as_ref().map_or_else(|| Trust::new(false), |g| g.pool.trust.clone());
+                                self.fds.push_back(Passed::new(fd, &trust));
                             }
                         }
                         h = libc::CMSG_NXTHDR(&raw const m, h);

@@ -17,7 +17,7 @@ use mod_wsgi_core::reader::Reader;
 use mod_wsgi_core::response::Framer;
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_scoreboard::layout::header;
-use mod_wsgi_wire::encode::{RowRef, patch_row};
+use mod_wsgi_wire::encode::{RowRef, bytes_only, patch_row};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -407,6 +407,10 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                         patch_row(&mut x.frame, 0, &row);
                     }
                     if let Some(g) = &x.group {
+                        if g.pool.trust.is_lost() {
+                            x.no_file = true;
+                            bytes_only(&mut x.frame, 0);
+                        }
                         pc.name = (&raw const g.name.1).cast_mut();
                     }
                     pc.connection = (*wire).c;

@@ -10,7 +10,6 @@ use crate::log;
 use crate::peer::Exchange;
 use crate::request::Request;
 use crate::sys;
-use mod_wsgi_core::conn::checked_file;
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::reader::{Begin, Item, Reader};
 use mod_wsgi_core::response::Framer;
@@ -444,7 +443,7 @@ fn next(r: &Request<'_>, x: &mut Exchange, bytes: &[u8]) -> (usize, Piece) {
                 // SAFETY: null or the live wire of this exchange.
                 let wire: Option<&mut Wire> = unsafe { x.wire.as_mut() };
                 let fd = wire.and_then(Wire::take_fd).ok_or("FILE without a descriptor".to_owned());
-                let fd = fd.and_then(|fd| checked_file(fd, offset, len).map_err(|e| e.to_string()));
+                let fd = fd.and_then(|fd| fd.check(offset, len).map_err(|e| e.to_string()));
                 match fd {
                     Ok(_) if x.no_file => {
                         x.fail(&x.protocol_error("FILE where bytes were asked for".to_owned()));

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+SCRATCH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scratch")
 LIBC = ctypes.CDLL(None, use_errno=True)
 MADV_REMOVE = 9
 
@@ -86,6 +87,34 @@ def signals():
     """What may be signalled: the processes above this one, and the keeper's."""
     parent = os.getppid()
     return {"parent": attempt(lambda: os.kill(parent, signal.SIGCONT)), "init": attempt(lambda: os.kill(1, 0))}
+
+
+def pass_everywhere():
+    """A file of a FUSE file system, over every socket of this process, with bytes that mean nothing."""
+    import socket
+
+    with open(os.path.join(SCRATCH, "fuse")) as f:
+        fd = os.open(f.read(), os.O_RDONLY)
+    wait("opened", "halted")
+    for n in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink("/proc/self/fd/" + n).startswith("socket:"):
+                continue
+            # the kernel's reference goes with the message: this process need not live for it
+            with socket.socket(fileno=os.dup(int(n))) as s:
+                s.setblocking(False)
+                socket.send_fds(s, [b"\xff" * 16], [fd])
+        except OSError:
+            continue
+    return {"passed": True}
+
+
+def wait(mark, until):
+    """Marks that it has come so far, and waits for the test."""
+    open(os.path.join(SCRATCH, mark), "w").close()
+    end = time.monotonic() + 30
+    while not os.path.exists(os.path.join(SCRATCH, until)) and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def application(environ, start_response):

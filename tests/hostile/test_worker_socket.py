@@ -12,6 +12,22 @@ import threading
 import pytest
 
 from harness import http, procs, product
+from harness.fake import (
+    DATA,
+    DONE,
+    END,
+    HELLO,
+    REQUEST,
+    RESPONSE,
+    FakeWorker,
+    answering,
+    dirfd,
+    frame,
+    greeting,
+    hello,
+    response,
+    worker_sockets,
+)
 from harness.plan import Plan
 from harness.server import Server
 from harness.wait import wait_until
@@ -19,27 +35,13 @@ from harness.wait import wait_until
 pytestmark = [pytest.mark.ours]
 
 PLAN = Plan("processes=1 threads=4", "conform.wsgi", settings={"reload_on_restart": "on"})
-HELLO, REQUEST, RESPONSE, DATA, END, DONE = 1, 2, 6, 7, 10, 11
-
-
-def frame(kind: int, payload: bytes = b"", flags: int = 0, length: int | None = None) -> bytes:
-    """A frame; `length` may lie."""
-    return struct.pack("<IBBH", len(payload) if length is None else length, kind, flags, 0) + payload
-
-
-def hello(token: bytes = b"\0" * 16, version: int = 1) -> bytes:
-    return frame(HELLO, struct.pack("<HHI", version, 0, 1) + token)
-
-
-def worker_sockets(server: Server) -> list[str]:
-    return [s for s in server.sockets() if "/w/" in s]
 
 
 def talk(path: str, data: bytes, half_close: bool = False) -> bytes:
     """Sends to a worker's socket and reads to the end, which must come."""
     with socket.socket(socket.AF_UNIX) as s:
         s.settimeout(20)
-        s.connect(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
+        s.connect(f"/proc/self/fd/{dirfd(path)}/{os.path.basename(path)}")
         got = b""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             s.sendall(data)
@@ -48,16 +50,6 @@ def talk(path: str, data: bytes, half_close: bool = False) -> bytes:
             while piece := s.recv(65536):
                 got += piece
         return got
-
-
-_dirs: dict[str, int] = {}
-
-
-def _dirfd(path: str) -> int:
-    where = os.path.dirname(path)
-    if where not in _dirs:
-        _dirs[where] = os.open(where, os.O_PATH | os.O_DIRECTORY)
-    return _dirs[where]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +100,7 @@ def test_silent_connections(server: Server) -> None:
     try:
         for _ in range(50):
             s = socket.socket(socket.AF_UNIX)
-            s.connect(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
+            s.connect(f"/proc/self/fd/{dirfd(path)}/{os.path.basename(path)}")
             idle.append(s)
         for _ in range(50):
             assert server.get("/exact?on", timeout=5).text == "exact:on"
@@ -159,87 +151,6 @@ def test_control_socket(server: Server) -> None:
     assert server.get("/exact?on").text == "exact:on"
     server.graceful()
     assert server.get("/exact?on").text == "exact:on"
-
-
-class FakeWorker:
-    """Takes the place of a worker's socket and plays a script to every connection that comes."""
-
-    def __init__(self, path: str, play):
-        info = os.stat(path)
-        os.unlink(path)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(f"/proc/self/fd/{_dirfd(path)}/{os.path.basename(path)}")
-        os.chown(path, info.st_uid, info.st_gid)
-        os.chmod(path, 0o600)
-        self.listener.listen(50)
-        slot, generation = os.path.basename(path).split(".")
-        self.hello = frame(HELLO, struct.pack("<HHI", 1, int(slot), int(generation)))
-        self.play, self.connections = play, 0
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with s, contextlib.suppress(OSError):
-                s.settimeout(5)
-                self.play(self, s)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.thread.join()
-
-
-def read_frame(s: socket.socket) -> tuple[int, bytes]:
-    head = b""
-    while len(head) < 8:
-        piece = s.recv(8 - len(head))
-        if not piece:
-            raise ConnectionError
-        head += piece
-    length, kind, _, _ = struct.unpack("<IBBH", head)
-    payload = b""
-    while len(payload) < length:
-        piece = s.recv(length - len(payload))
-        if not piece:
-            raise ConnectionError
-        payload += piece
-    return kind, payload
-
-
-def response(
-    body: bytes = b"", fields: tuple[tuple[bytes, bytes], ...] = (), status: int = 200, flags: int = 0
-) -> bytes:
-    head = b"OK" + b"".join(struct.pack("<HI", len(n), len(v)) + n + v for n, v in fields)
-    payload = struct.pack("<HHHHI", status, len(fields), 2, 0, len(head)) + head + body
-    return frame(RESPONSE, payload, flags)
-
-
-def answering(data: bytes):
-    """A play: honest greeting, then these bytes for an answer, then the end."""
-
-    def play(fake: FakeWorker, s: socket.socket) -> None:
-        read_frame(s)
-        s.sendall(fake.hello)
-        read_frame(s)
-        s.sendall(data)
-
-    return play
-
-
-def greeting(data: bytes):
-    """A play: these bytes for a greeting."""
-
-    def play(fake: FakeWorker, s: socket.socket) -> None:
-        read_frame(s)
-        s.sendall(data)
-
-    return play
 
 
 PLAYS = {

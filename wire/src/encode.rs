@@ -190,6 +190,12 @@ pub fn patch_row(frame: &mut [u8], start: usize, row: &RowRef) {
     frame[p + 12..p + 16].copy_from_slice(&row.client.to_le_bytes());
 }
 
+/// Asks, in a REQUEST that begins at `start` of `frame`, for bytes where the worker would pass a file
+/// ([`RequestBuilder::no_file`]).
+pub fn bytes_only(frame: &mut [u8], start: usize) {
+    frame[start + 5] |= flags::NO_FILE;
+}
+
 /// Appends one RESPONSE. `bits` may carry END and DONE. `data` is the first or only piece of the body, at most
 /// [`limits::MAX_DATA`] bytes.
 pub fn response<'h>(

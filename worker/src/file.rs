@@ -12,9 +12,21 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// File systems whose reads may block for ever in the server (FUSE, NFS, CIFS, SMB2), or whose sizes say nothing of the
-/// content (proc, sysfs).
-const READ_HERE: [i64; 6] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x9fa0, 0x6265_6572];
+/// File systems whose reads may block for ever in the server (FUSE, NFS, CIFS, SMB2, 9P, Ceph, AFS, Coda, Lustre: what
+/// core/src/passed.rs refuses), or whose sizes say nothing of the content (proc, sysfs).
+const READ_HERE: [i64; 11] = [
+    0x6573_5546,
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+    0x7375_7245,
+    0x0bd0_0bd0,
+    0x9fa0,
+    0x6265_6572,
+];
 
 /// A file to be passed.
 pub struct Passed {
