@@ -12,7 +12,7 @@ use crate::sys;
 use feed::Feed;
 use mod_wsgi_core::config::{DirConfig, Selector};
 use mod_wsgi_core::conn::Inbox;
-use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, is_https};
+use mod_wsgi_core::environ::{Asked, Place, add_header, collapse_slashes, decimal, is_hidden, is_https, is_kept_back};
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::exchange::{self, Outgoing};
 use mod_wsgi_core::pool::Limits;
@@ -23,7 +23,6 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::os::fd::AsFd;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const OK: c_int = sys::OK as c_int;
 const HTTP_FORBIDDEN: c_int = sys::HTTP_FORBIDDEN as c_int;
@@ -319,22 +318,26 @@ fn build(
     let mtime = if route.reloading { u64::try_from(r.mtime()).unwrap_or(0) } else { 0 };
     let mut b = RequestBuilder::new(frame, mtime);
     b.timeout(route.timeout);
-    // keys::CONSTANT
-    b.known(keys::SERVER_SOFTWARE, crate::request::server_banner());
-    b.known(keys::APACHE_VERSION, runtime.version.as_bytes());
-    if let Some(admin) = r.server_admin() {
-        b.known(keys::SERVER_ADMIN, admin);
-    }
-    b.known(keys::SERVER_ADDR, r.local_addr());
-    b.known(keys::MW_LISTENER_HOST, r.local_addr());
-    b.known(keys::MW_LISTENER_PORT, decimal(r.local_port().into(), &mut num));
-    b.known(keys::REQUEST_SCHEME, r.scheme());
-    b.known(keys::DOCUMENT_ROOT, r.document_root());
-    b.known(keys::CONTEXT_PREFIX, r.context_prefix());
-    b.known(keys::CONTEXT_DOCUMENT_ROOT, r.context_document_root());
-    b.known(keys::SCRIPT_FILENAME, r.filename());
-    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
-    b.known(keys::MW_APPLICATION_GROUP, route.shown_application.as_bytes());
+    let software = [
+        (keys::APACHE_VERSION, runtime.version.as_bytes()),
+        (keys::SERVER_ADMIN, r.server_admin().unwrap_or_default()),
+    ];
+    let place = Place {
+        server_software: crate::request::server_banner(),
+        // an administrator who is not named has no entry
+        after_software: &software[..1 + usize::from(r.server_admin().is_some())],
+        local: (r.local_addr(), r.local_port()),
+        scheme: r.scheme(),
+        document_root: r.document_root(),
+        after_root: &[
+            (keys::CONTEXT_PREFIX, r.context_prefix()),
+            (keys::CONTEXT_DOCUMENT_ROOT, r.context_document_root()),
+        ],
+        script: r.filename(),
+        callable: route.callable.as_bytes(),
+        application_group: route.shown_application.as_bytes(),
+    };
+    place.write(&mut b);
     // SetEnv, mod_ssl, mod_rewrite, UNIQUE_ID. What describes this request comes after the server's own table and wins,
     // also over what mod_include has put there for the page around it; so do the constant keys above.
     let mut https = false;
@@ -364,20 +367,9 @@ fn build(
     }
     let headers = r.headers_in();
     let streamed = matches!(body, upload::Received::Streamed(_));
+    let (passes, cgi_passes) = (route.pass_authorization, r.cgi_passes_authorization());
     for (name, value) in headers.iter() {
-        let hidden = match name.len() {
-            6 => name.eq_ignore_ascii_case(b"Expect"),
-            13 => {
-                name.eq_ignore_ascii_case(b"Authorization")
-                    && !route.pass_authorization
-                    && !r.cgi_passes_authorization()
-            }
-            // A buffered body is presented whole, with its length.
-            17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
-            19 => name.eq_ignore_ascii_case(b"Proxy-Authorization") && !r.cgi_passes_authorization(),
-            _ => false,
-        };
-        if !hidden {
+        if !is_kept_back(name, streamed, passes || cgi_passes, cgi_passes) {
             add_header(&mut b, name, value);
         }
     }
@@ -396,32 +388,27 @@ fn build(
         }
         other => b.known(keys::CONTENT_LENGTH, decimal(other.len(), &mut num)),
     }
-    let target = r.raw_target();
     let path_info = collapse_slashes(r.path_info());
     let script_name = script_name(r, &path_info);
-    b.known(keys::REQUEST_METHOD, r.method());
-    b.known(keys::REQUEST_URI, target);
-    b.known(keys::RAW_URI, target);
-    b.known(keys::SCRIPT_NAME, &script_name);
-    b.known(keys::PATH_INFO, &path_info);
-    b.known(keys::QUERY_STRING, r.args());
-    b.known(keys::SERVER_PROTOCOL, r.protocol());
-    b.known(keys::SERVER_NAME, r.server_name());
-    b.known(keys::SERVER_PORT, decimal(r.server_port().into(), &mut num));
-    b.known(keys::REMOTE_ADDR, r.remote_addr());
-    b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
+    let asked = Asked {
+        method: r.method(),
+        target: r.raw_target(),
+        script_name: &script_name,
+        path_info: &path_info,
+        args: r.args(),
+        protocol: r.protocol(),
+        server: (r.server_name(), r.server_port()),
+        remote: (r.remote_addr(), r.remote_port()),
+        process: runtime.process_id(),
+        start: u64::try_from(r.request_time()).unwrap_or(0),
+    };
+    asked.write(&mut b);
     if let Some(user) = r.user() {
         b.known(keys::REMOTE_USER, user);
     }
     if let Some(kind) = r.auth_type() {
         b.known(keys::AUTH_TYPE, kind);
     }
-    b.known(keys::MW_SCRIPT_NAME, &script_name);
-    b.known(keys::MW_PATH_INFO, &path_info);
-    b.known(keys::MW_SERVER_PID, decimal(runtime.process_id().into(), &mut num));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
-    b.known(keys::MW_REQUEST_START, decimal(u64::try_from(r.request_time()).unwrap_or(0), &mut num));
     if let Some(id) = r.log_id() {
         b.known(keys::MW_REQUEST_ID, id);
     }

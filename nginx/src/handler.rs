@@ -11,7 +11,7 @@ use crate::process::{Failure, Process, current};
 use crate::request::{Body, Request};
 use crate::response;
 use crate::sys;
-use mod_wsgi_core::environ::{add_header, collapse_slashes, decimal, is_hidden, is_https};
+use mod_wsgi_core::environ::{Asked, Place, add_header, collapse_slashes, decimal, is_hidden, is_https, is_kept_back};
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::spool::reopened;
 use mod_wsgi_wire::encode::{self, RequestBuilder};
@@ -19,7 +19,6 @@ use mod_wsgi_wire::keys;
 use mod_wsgi_wire::limits::MAX_INLINE_BODY;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const ERROR: sys::ngx_int_t = sys::NGX_ERROR as sys::ngx_int_t;
 const SERVER_ERROR: sys::ngx_int_t = sys::NGX_HTTP_INTERNAL_SERVER_ERROR as sys::ngx_int_t;
@@ -259,16 +258,18 @@ fn environ(
     let mut text = [0u8; 64];
     let (addr, port) = r.local(&mut text);
     let mut scheme: &[u8] = if r.is_tls() { b"https" } else { b"http" };
-    // keys::CONSTANT
-    b.known(keys::SERVER_SOFTWARE, &sys::NGINX_VER[..sys::NGINX_VER.len() - 1]);
-    b.known(keys::SERVER_ADDR, addr);
-    b.known(keys::MW_LISTENER_HOST, addr);
-    b.known(keys::MW_LISTENER_PORT, decimal(port.into(), &mut num));
-    b.known(keys::REQUEST_SCHEME, scheme);
-    b.known(keys::DOCUMENT_ROOT, r.root());
-    b.known(keys::SCRIPT_FILENAME, script.file.as_bytes());
-    b.known(keys::MW_CALLABLE_OBJECT, route.callable.as_bytes());
-    b.known(keys::MW_APPLICATION_GROUP, route.application.as_bytes());
+    let place = Place {
+        server_software: &sys::NGINX_VER[..sys::NGINX_VER.len() - 1],
+        after_software: &[],
+        local: (addr, port),
+        scheme,
+        document_root: r.root(),
+        after_root: &[],
+        script: script.file.as_bytes(),
+        callable: route.callable.as_bytes(),
+        application_group: route.application.as_bytes(),
+    };
+    place.write(&mut b);
     if location.upstream.pass_request_headers != 0 {
         headers(r, &mut b, route.pass_authorization, streamed, kept);
     }
@@ -290,27 +291,20 @@ fn environ(
         // The body is presented whole, with its length.
         b.known(keys::CONTENT_LENGTH, decimal(body, &mut num));
     }
-    let target = r.target();
     let uri = collapse_slashes(r.uri());
-    let script_name = script.mount.as_slice();
-    let path_info = path_info(&uri, script_name).unwrap_or_default();
-    b.known(keys::REQUEST_METHOD, r.method());
-    b.known(keys::REQUEST_URI, target);
-    b.known(keys::RAW_URI, target);
-    b.known(keys::SCRIPT_NAME, script_name);
-    b.known(keys::PATH_INFO, path_info);
-    b.known(keys::QUERY_STRING, r.args());
-    b.known(keys::SERVER_PROTOCOL, r.protocol());
-    b.known(keys::SERVER_NAME, r.host());
-    b.known(keys::SERVER_PORT, decimal(port.into(), &mut num));
-    b.known(keys::REMOTE_ADDR, r.remote_addr());
-    b.known(keys::REMOTE_PORT, decimal(r.remote_port().into(), &mut num));
-    b.known(keys::MW_SCRIPT_NAME, script_name);
-    b.known(keys::MW_PATH_INFO, path_info);
-    b.known(keys::MW_SERVER_PID, decimal(process.pid().into(), &mut num));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    b.known(keys::MW_QUEUE_START, decimal(now.as_micros() as u64, &mut num));
-    b.known(keys::MW_REQUEST_START, decimal(r.start(), &mut num));
+    let asked = Asked {
+        method: r.method(),
+        target: r.target(),
+        script_name: &script.mount,
+        path_info: path_info(&uri, &script.mount).unwrap_or_default(),
+        args: r.args(),
+        protocol: r.protocol(),
+        server: (r.host(), port),
+        remote: (r.remote_addr(), r.remote_port()),
+        process: process.pid(),
+        start: r.start(),
+    };
+    asked.write(&mut b);
     let (connection, nth) = r.number();
     let connection = decimal(connection, &mut num);
     let mut nth_digits = [0; 20];
@@ -343,13 +337,7 @@ fn environ(
 /// response, so that it must not depend on what this client has.
 fn headers(r: &Request<'_>, b: &mut RequestBuilder<'_>, pass_authorization: bool, streamed: bool, kept: bool) {
     for (i, (hash, name, value)) in r.headers().enumerate() {
-        let hidden = match name.len() {
-            6 => name.eq_ignore_ascii_case(b"Expect"),
-            13 => !pass_authorization && name.eq_ignore_ascii_case(b"Authorization"),
-            19 => !pass_authorization && name.eq_ignore_ascii_case(b"Proxy-Authorization"),
-            17 => !streamed && name.eq_ignore_ascii_case(b"Transfer-Encoding"),
-            _ => false,
-        };
+        let hidden = is_kept_back(name, streamed, pass_authorization, pass_authorization);
         let hidden = hidden || kept && cache::replaced(name);
         // Few fields, whose hashes are there already: walking the list again is less than keeping a copy of it.
         let same = |other: &(usize, &[u8], &[u8])| other.0 == hash && other.1.eq_ignore_ascii_case(name);
