@@ -37,23 +37,23 @@ impl Outcome {
     }
 }
 
-/// One line of `%^WJ`. Times are seconds.
+/// One line of `%^WJ`. Times are seconds. As nginx writes it, text that is missing is empty, and a number that is missing null.
 #[derive(Serialize)]
 struct Record {
     time: String,
     client: String,
-    user: Option<String>,
+    user: String,
     method: String,
     target: String,
     protocol: String,
     status: i32,
     bytes: i64,
     seconds: f64,
-    host: Option<String>,
-    referer: Option<String>,
-    user_agent: Option<String>,
-    request_id: Option<String>,
-    process_group: Option<String>,
+    host: String,
+    referer: String,
+    user_agent: String,
+    request_id: String,
+    process_group: String,
     worker_pid: Option<u32>,
     queue_seconds: Option<f64>,
     app_seconds: Option<f64>,
@@ -71,13 +71,13 @@ fn text(bytes: &[u8]) -> String {
 
 fn record(r: &Request<'_>) -> Record {
     let outcome = config::outcome(r);
-    let header = |name| r.headers_in().get(name).map(text);
+    let header = |name| r.headers_in().get(name).map(text).unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
     let took = u64::try_from(now - r.request_time()).unwrap_or(0);
     Record {
         time: r.time_stamp(),
         client: text(r.remote_addr()),
-        user: r.user().map(text),
+        user: r.user().map(text).unwrap_or_default(),
         method: text(r.method()),
         target: text(r.raw_target()),
         protocol: text(r.protocol()),
@@ -87,8 +87,8 @@ fn record(r: &Request<'_>) -> Record {
         host: header(c"Host"),
         referer: header(c"Referer"),
         user_agent: header(c"User-Agent"),
-        request_id: r.log_id().map(text),
-        process_group: outcome.map(Outcome::group),
+        request_id: r.log_id().map(text).unwrap_or_default(),
+        process_group: outcome.map(Outcome::group).unwrap_or_default(),
         worker_pid: outcome.map(|o| o.pid),
         queue_seconds: outcome.and_then(|o| o.queue).map(seconds),
         app_seconds: outcome.and_then(|o| o.application).map(seconds),

@@ -80,4 +80,4 @@ def test_json(server) -> None:
     assert 0 <= app["queue_seconds"] < 5 and 0 <= app["app_seconds"] < 5 and app["seconds"] >= 0
     assert app["bytes"] > 0 and app["client"] == "127.0.0.1" and app["request_id"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", app["time"])
-    assert static["process_group"] is None and static["queue_seconds"] is None and static["target"] == "/file"
+    assert static["process_group"] == "" and static["queue_seconds"] is None and static["target"] == "/file"

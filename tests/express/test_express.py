@@ -141,6 +141,7 @@ def test_json_access_log(express) -> None:
     assert app["process_group"] == "express" and app["worker_pid"] > 1 and app["request_id"]
     assert 0 <= app["queue_seconds"] < 30 and 0 <= app["app_seconds"] < 30 and 0 <= app["seconds"] < 60
     assert static["queue_seconds"] is static["app_seconds"] is static["worker_pid"] is None
+    assert app["user"] == app["referer"] == ""
     assert static.keys() == app.keys() and len(app) == 17
 
 
