@@ -15,6 +15,11 @@ from .conftest import Run
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(600)]
 Make = Callable[..., Hosted]
+#: what a reader has before it in the kernel's buffers, up to 4 MiB, takes it longer than the servers wait for any progress
+PATIENT = {
+    "apache": "WSGISpoolLimit 8G\nTimeout 900",
+    "nginx": "send_timeout 900s;\nclient_body_timeout 900s;",
+}
 #: httpd itself spends a thread or process on each slow sender, and prefork on each slow reader
 ROOM = {
     "event": "StartServers 8\nServerLimit 8\nThreadLimit 50\nThreadsPerChild 50\nMinSpareThreads 50\n"
@@ -29,7 +34,7 @@ def test_f6_slow_clients(run: Run, front: Make, kind: str) -> None:
     p99.9 stays within 100 ms of the undisturbed run, no Python thread is held; every slow client gets its answer."""
     clients = run.times(60, 300)
     room = {kind: text.replace("{start}", str(clients + 40)) for kind, text in ROOM.items()}
-    f = front(room=room, plan={"own": {"apache": "WSGISpoolLimit 8G"}})
+    f = front(room=room, plan={"own": PATIENT})
     with f.load("calm") as load:
         load.more(run.times(1000, 3000), 60)
     calm = counted.tally(load.results, f.ids)
