@@ -34,6 +34,7 @@ pub struct GroupOptions {
     pub application_idle: Option<f64>,
     pub maximum_application_groups: Option<u16>,
     pub no_new_privileges: Option<bool>,
+    pub pass_files: Option<bool>,
     /// When workers are replaced.
     pub recycle: Recycle,
     pub strict_reloading: bool,
@@ -282,6 +283,8 @@ options! {
         |o, v| { o.maximum_application_groups = Some(whole(v, 0, 1000)? as u16); Ok(()) };
     "no-new-privileges" "On or Off" "Off" No, "prctl(PR_SET_NO_NEW_PRIVS) for the workers: set-user-ID programs such as sendmail and sudo stop working."
         |o, v| { o.no_new_privileges = Some(switch(v)?); Ok(()) };
+    "pass-files" "On or Off" "On where the group runs as the server's own user, else Off" No, "Whether files of `wsgi.file_wrapper` reach the server as files, which it sends by itself and of which it makes ranges, or as bytes. A group of another user that you do not trust could pass a file of a FUSE file system that does not answer, for which a process of the server waits when it ends: see docs/security.md."
+        |o, v| { o.pass_files = Some(switch(v)?); Ok(()) };
     "maximum-requests" "whole number, 0 = never" "0" Same, "Requests after which a worker is replaced."
         |o, v| { o.recycle.maximum_requests = count(v)?; Ok(()) };
     "maximum-requests-jitter" "whole number" "0" Same, "Each worker serves a random number of up to so many requests more, so that not all are due at once."

@@ -29,8 +29,8 @@ pub struct Limits {
     pub socket_timeout: Option<Duration>,
     /// Longest time in which a client takes nothing of a response under way; `None` likewise.
     pub response_socket_timeout: Option<Duration>,
-    /// Workers may pass files instead of their bytes: they run as the server's own user. Another user's could pass what
-    /// neither can be read nor closed without waiting for that user (see [`crate::passed`]).
+    /// Workers may pass files instead of their bytes (`pass-files`): those that run as the server's own user, unless told.
+    /// Another user's could pass what neither can be read nor closed without waiting for that user (see [`crate::passed`]).
     pub files: bool,
 }
 

@@ -136,7 +136,7 @@ impl Groups {
             let limits = match config::resolve(&o, around) {
                 Ok(group) => {
                     all.longest = all.longest.max(group.shutdown_timeout);
-                    let files = group.uid == around.server_uid;
+                    let files = o.pass_files.unwrap_or(group.uid == around.server_uid);
                     all.wanted.push(group);
                     Some(Limits { files, ..config::limits(&o) })
                 }

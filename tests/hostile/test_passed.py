@@ -180,3 +180,23 @@ def test_f12_descriptors_for_the_supervisor(serve) -> None:
             f.go_on()
             asking.join(30)
     server.stop()
+
+
+@pytest.mark.on("event", "prefork")
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("", 206),
+        ("pass-files=Off", 200),
+        ("user=games group=games", 200),
+        ("user=games group=games pass-files=On", 206),
+    ],
+)
+def test_who_passes_files(serve, options: str, status: int) -> None:
+    """F12: workers of the server's own user pass files, others' bytes, unless told otherwise. httpd makes a range of a
+    file, and none of bytes that come one after the other."""
+    one = serve(Plan(f"processes=1 threads=2 {options}", "files.wsgi"))
+    content = os.urandom(1 << 20)
+    (one.scratch / "large").write_bytes(content)
+    r = one.get("/plain?name=large", headers=[("Range", "bytes=10-19")])
+    assert (r.status, r.body) == (status, content[10:20] if status == 206 else content)
