@@ -172,4 +172,12 @@ impl Pool {
         self.target = if processes > 0 { processes } else { self.configured_target() };
         self.dirty = true;
     }
+
+    /// A restart of the server ends what people have ordered.
+    pub fn end_scale(&mut self) {
+        if self.scaled.take().is_some() && self.target > 0 {
+            self.target = self.configured_target();
+            self.dirty = true;
+        }
+    }
 }

@@ -115,6 +115,9 @@ pub struct PoolRecord {
     pub directory: String,
     /// Workers that should be ready.
     pub target: u16,
+    /// The target people have set.
+    #[serde(default)]
+    pub scaled: Option<u16>,
     /// Scripts and callables that workers have loaded.
     pub loaded: Vec<(String, String)>,
     /// Another table has taken over.

@@ -604,6 +604,7 @@ impl Pool {
             shape: (shape.slots, shape.threads, shape.rows),
             directory: self.sockets.name.clone(),
             target: self.target,
+            scaled: self.scaled,
             loaded: self.scripts.iter().cloned().collect(),
             retired: !self.is_current(),
         }

@@ -169,9 +169,7 @@ impl Supervisor {
             if application.is_empty() && !pool.preload.is_empty() {
                 pool.wake(now);
             }
-            if pool.scaled.take().is_some() && pool.target > 0 {
-                pool.target = pool.configured_target();
-            }
+            pool.end_scale();
             pool.target = pool.target.min(group.processes);
             // Older pools of this key go on waiting for this one.
             return;
@@ -188,6 +186,7 @@ impl Supervisor {
             Some(back) => {
                 if let Some(p) = self.pools.get_mut(&back) {
                     p.configure(Rc::new(group.clone()), preload, config.roll_all);
+                    p.end_scale();
                 }
                 back
             }
@@ -252,7 +251,8 @@ impl Supervisor {
         for id in damaged {
             let Some(p) = self.pools.get_mut(&id) else { continue };
             let (master, group, application) = (p.master, p.group.clone(), p.application.clone());
-            let (preload, scripts, target, vanished) = (p.preload.clone(), p.scripts.clone(), p.target, p.vanished);
+            let (preload, scripts, vanished) = (p.preload.clone(), p.scripts.clone(), p.vanished);
+            let (target, scaled) = (p.target, p.scaled);
             // Whatever does this again and again must not keep a processor busy.
             let mut backoff = p.backoff.clone();
             backoff.fail(now);
@@ -261,7 +261,8 @@ impl Supervisor {
             match self.create_pool(master, group, &application, preload) {
                 Ok(new) => {
                     if let Some(n) = self.pools.get_mut(&new) {
-                        (n.scripts, n.target, n.vanished, n.backoff) = (scripts, target, vanished, backoff);
+                        (n.scripts, n.vanished, n.backoff) = (scripts, vanished, backoff);
+                        (n.target, n.scaled) = (target, scaled);
                     }
                     for older in self.pools.values_mut().filter(|o| o.successor == Some(id)) {
                         older.successor = Some(new);

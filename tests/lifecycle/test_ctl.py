@@ -85,7 +85,7 @@ def test_a_broken_reload_is_told(serve) -> None:
 
 
 def test_scale(serve) -> None:
-    """L7: more and fewer workers under load, until the server restarts."""
+    """L7: more and fewer workers under load; 0 is as configured."""
     one = server(serve)
     with Load(one.port, "/sleep?0.01", clients=4) as load:
         one.ctl("scale", "g", "4")
@@ -96,12 +96,59 @@ def test_scale(serve) -> None:
         load.more(20)
         one.ctl("scale", "g", "0")
         wait_until(lambda: len(one.ready()) == 2)
-        one.ctl("scale", "g", "3")
-        one.graceful()
-        wait_until(lambda: len(one.ready()) == 2, 15, "as configured")
     assert not load.bad, load.bad[:5]
     assert "at most" in one.ctl("scale", "g", "400", ok=False)
     assert "no daemon process group" in one.ctl("scale", "other", "1", ok=False)
+
+
+def scaled(one: Server) -> list[tuple[int, int | None]]:
+    """How many workers the group's pools want, and how many were ordered."""
+    return [(p["target"], p["scaled"]) for p in one.pools() if p["group"] == "g"]
+
+
+@pytest.mark.everywhere
+def test_a_restart_ends_a_scale(serve) -> None:
+    """L7: fewer or more, a restart of the server brings the configured number back."""
+    one = server(serve)
+    for number in (1, 3):
+        one.ctl("scale", "g", str(number))
+        wait_until(lambda number=number: len(one.ready()) == number)
+        assert scaled(one) == [(number, number)]
+        one.graceful()
+        wait_until(lambda: len(one.ready()) == 2, 15, "as configured")
+        assert scaled(one) == [(2, None)]
+
+
+def test_a_scale_ends_where_a_former_table_serves_on(serve) -> None:
+    """L7: also a restart back to the threads of before ends it, while the workers with other threads have not started yet."""
+    one = server(serve)
+    one.ctl("scale", "g", "1")
+    wait_until(lambda: len(one.ready()) == 1)
+    waits = f"import os, time\nwhile not os.path.exists({str(one.scratch / 'go')!r}):\n    time.sleep(0.01)\n"
+    one.write("life.wsgi", waits + (one.apps / "life.wsgi").read_text())
+    for threads in (4, 3):
+        one.plan(Plan(f"processes=2 threads={threads}"))
+        one.write_config()
+        one.graceful()
+        wait_until(lambda threads=threads: threads in [p["threads"] for p in one.pools() if p["group"] == "g"])
+    (one.scratch / "go").touch()
+    wait_until(lambda: scaled(one) == [(2, None)] and len(one.ready()) == 2, 15, "as configured")
+
+
+def test_a_scale_outlives_the_supervisor(serve) -> None:
+    """L7, L9: a supervisor that takes over knows the number and that it was an order: load does not change it, a restart
+    of the server does."""
+    one = server(serve)
+    one.ctl("scale", "g", "1")
+    wait_until(lambda: len(one.ready()) == 1)
+    one.expect_log("MWR0301")
+    (old,) = one.helpers("supervise")
+    old.kill()
+    one.log.wait("a new supervisor has taken over")
+    assert scaled(one) == [(1, 1)]
+    one.graceful()
+    wait_until(lambda: len(one.ready()) == 2, 15, "as configured")
+    assert scaled(one) == [(2, None)]
 
 
 def test_stacks(serve) -> None:
