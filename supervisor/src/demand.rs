@@ -12,12 +12,41 @@ use std::time::{Duration, Instant};
 
 /// So long requests must have waited, at each look, before a worker is added.
 const CROWDED: Duration = Duration::from_millis(100);
+/// Between two looks at a pool that may have to start or grow.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at one that may only shrink or go to sleep.
+const QUIET_LOOK: Duration = Duration::from_secs(1);
 /// So long fewer workers must have been enough before one is taken away.
 const SPARE: Duration = Duration::from_secs(30);
 /// Fewer are enough when they would have been busy to this part at the busiest moment.
 const FULL: f64 = 0.7;
 /// Memory a further worker is reckoned to need, beside that of the largest one there is.
 const RESERVE: f64 = 1.3;
+
+/// When a pool's load is looked at.
+#[derive(Debug, Clone)]
+pub struct Looks {
+    next: Instant,
+}
+
+impl Looks {
+    pub fn new(now: Instant) -> Looks {
+        Looks { next: now }
+    }
+
+    /// Whether it is time; with it, when it will be next. `may_need_more`: requests may wait for workers that are not
+    /// there yet, which nobody tells.
+    pub fn due(&mut self, may_need_more: bool, now: Instant) -> (bool, Instant) {
+        let time = if may_need_more { LOOK } else { QUIET_LOOK };
+        // What was put off for long while nothing could be needed comes soon when something can.
+        self.next = self.next.min(now + time);
+        let due = now >= self.next;
+        if due {
+            self.next = now + time;
+        }
+        (due, self.next)
+    }
+}
 
 /// What has been seen of a pool's load.
 #[derive(Debug, Clone)]
@@ -106,6 +135,38 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looks_are_quick_while_workers_may_be_needed_and_rare_otherwise() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut l = Looks::new(start);
+        assert_eq!(l.due(false, at(0)), (true, at(1000)));
+        assert_eq!(l.due(false, at(300)), (false, at(1000)), "woken for something else");
+        assert_eq!(l.due(true, at(400)), (false, at(450)), "a look that was put off comes soon");
+        for ms in (450..1000).step_by(50) {
+            assert_eq!(l.due(true, at(ms)), (true, at(ms + 50)));
+        }
+        assert_eq!(l.due(true, at(1020)), (true, at(1070)), "one that came late is not made up for");
+        assert_eq!(l.due(false, at(1070)), (true, at(2070)));
+    }
+
+    #[test]
+    fn requests_that_wait_get_a_worker_within_three_looks() {
+        let start = Instant::now();
+        let (mut looks, mut demand) = (Looks::new(start), Demand::new(start));
+        let (mut now, mut seen) = (start, 0);
+        let after = loop {
+            let (due, next) = looks.due(true, now);
+            seen += usize::from(due);
+            if due && demand.crowded(true, now) {
+                break now - start;
+            }
+            assert!(seen < 100 && next > now);
+            now = next;
+        };
+        assert_eq!((after, seen), (CROWDED, 3));
+    }
 
     #[test]
     fn growing_takes_a_moment_and_shrinking_long() {

@@ -3,7 +3,7 @@
 
 use crate::backoff::Backoff;
 use crate::context::Context;
-use crate::demand::Demand;
+use crate::demand::{Demand, Looks};
 use crate::held::{POOL, PoolRecord, ProcessId};
 use crate::recover::Foreign;
 use crate::rundir::SocketDir;
@@ -21,8 +21,6 @@ use std::time::{Duration, Instant};
 
 /// Between two sweeps over rows that are being closed.
 const SWEEP: Duration = Duration::from_millis(20);
-/// Between two looks at a pool that may have to start or grow.
-const LOOK: Duration = Duration::from_millis(50);
 /// Between two looks at everything else.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// This long without a failure, and failures are forgotten.
@@ -105,7 +103,7 @@ pub struct Pool {
     ended_since: Option<Instant>,
     published: Option<PoolState>,
     activity: (u64, Instant),
-    next_look: Instant,
+    looks: Looks,
     next_sweep: Instant,
     pub last_exit: String,
     pub demand: Demand,
@@ -182,7 +180,7 @@ impl Pool {
             ended_since: None,
             published: None,
             activity: (0, now),
-            next_look: now,
+            looks: Looks::new(now),
             next_sweep: now,
             last_exit: String::new(),
             demand: Demand::new(now),
@@ -462,16 +460,11 @@ impl Pool {
         if self.target > 0 && !may_grow && !may_shrink && !may_idle {
             return;
         }
-        if self.target == 0 || may_grow {
-            self.next_look = self.next_look.min(now + LOOK);
-        }
-        if now < self.next_look {
-            *next = (*next).min(self.next_look);
+        let (due, look) = self.looks.due(self.target == 0 || may_grow, now);
+        *next = (*next).min(look);
+        if !due {
             return;
         }
-        let busy = self.target == 0 || may_grow;
-        self.next_look = now + if busy { LOOK } else { HOUSEKEEPING };
-        *next = (*next).min(self.next_look);
         if self.table.take_wanted() {
             self.wake(now);
         }

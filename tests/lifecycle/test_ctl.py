@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -241,7 +242,8 @@ def application(environ, start_response):
 
 
 def test_processes_follow_the_load(serve) -> None:
-    """L13: MIN workers in peace, up to MAX while requests wait; `ctl scale` overrides."""
+    """L13: MIN workers in peace, up to MAX while requests wait, one more each time they have waited for 100 ms; `ctl scale`
+    overrides."""
     one = serve(Plan("processes=1..3 threads=2"))
     wait_until(lambda: len(one.ready()) == 1)
     with Load(one.port, "/sleep?0.05", clients=1) as load:
@@ -257,6 +259,16 @@ def test_processes_follow_the_load(serve) -> None:
         assert len(one.ready()) == 2
         one.ctl("scale", "g", "0")
         wait_until(lambda: len(one.ready()) == 3, 10)
+        took = []
+        for _ in range(3):
+            one.ctl("scale", "g", "1")
+            wait_until(lambda: len(one.ready()) == 1, 10)
+            began = time.monotonic()
+            one.ctl("scale", "g", "0")
+            wait_until(lambda: scaled(one) == [(3, None)], 10)
+            took.append(time.monotonic() - began)
+        # Two more, each after two looks at least: with a look a second it would be more than two seconds.
+        assert min(took) < 1.5, took
     assert not load.bad, load.bad[:5]
 
 
