@@ -223,15 +223,35 @@ def test_a_script_that_loads_too_long(serve) -> None:
 
 
 def test_eviction(serve) -> None:
-    """L4: SIGUSR1 to a worker: the successor first, running requests end, at most eviction-timeout."""
-    one = server(serve, "eviction-timeout=10 graceful-timeout=0.1")
+    """L4: SIGUSR1 to a worker: the successor first, running requests end. They get eviction-timeout: the other two would
+    not be enough."""
+    one = server(serve, "eviction-timeout=10 graceful-timeout=0.1 shutdown-timeout=0.1")
     (victim,) = one.ready()
     slow = in_background(lambda: one.get("/sleep?1.5", timeout=20))
     wait_until(lambda: any(w["running"] for w in one.workers()))
     os.kill(victim, signal.SIGUSR1)
-    assert wait_until(lambda: slow, 10)[0].status == 200
+    r = wait_until(lambda: slow, 10)[0]
+    assert r.status == 200 and int(r.text.split()[0]) == victim
     one.log.wait(r"has ended \(eviction_signal\)")
     assert one.ready() and victim not in one.ready()
+
+
+def test_eviction_is_bounded(serve) -> None:
+    """L4: requests get eviction-timeout and no more, however long graceful-timeout is; a reload gives them that."""
+    one = server(serve, "eviction-timeout=0.3 graceful-timeout=40 shutdown-timeout=0.3")
+    one.log.allow("MWR0309|MWR0207")
+    (victim,) = one.ready()
+    lost = in_background(lambda: one.get("/wait?never", timeout=30))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    os.kill(victim, signal.SIGUSR1)
+    assert wait_until(lambda: lost, 15)[0].status == 502
+    one.log.wait(r"has ended \(eviction_signal\)")
+    (reloaded,) = wait_until(one.ready)
+    slow = in_background(lambda: one.get("/sleep?1.5", timeout=20))
+    wait_until(lambda: any(w["running"] for w in one.workers()))
+    one.ctl("reload", "g")
+    r = wait_until(lambda: slow, 10)[0]
+    assert r.status == 200 and int(r.text.split()[0]) == reloaded
 
 
 def test_what_a_dead_worker_was_doing(serve) -> None:
