@@ -39,7 +39,8 @@ def test_reload_on_changes(express) -> None:
         answers(x, f"version-{n}")
         took.append(time.monotonic() - began)
     # 300 ms is the aim (docs/reliability.md); this is a build without optimisation on a machine that does other things.
-    assert sorted(took)[5] < 1.5, took
+    # Of ten saves the third quickest: a look at everything, each 5 s, may have found two of them.
+    assert sorted(took)[2] < 0.5, took
     module.write_text("def app(\n")
     wait_until(lambda: "SyntaxError" in x.output() and "MWR0308" in x.output(), what="the traceback is on the terminal")
     assert x.get().text == "version-10"

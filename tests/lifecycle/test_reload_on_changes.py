@@ -23,6 +23,8 @@ pytestmark = pytest.mark.ours
 OPTIONS = "threads=2 reload-on-changes=on home={apps}"
 #: what only a look at everything would find comes after 5 s
 SOON = 4.0
+#: of ten saves within 10 s, which the third quickest is: at most two were found by such a look
+QUICK = 2
 SITE = """
 import os
 import mod_wsgi
@@ -145,7 +147,8 @@ def memory(pid: int) -> bytes:
 
 
 def test_soon(serve) -> None:
-    """L11: new code answers within 300 ms of a save; of ten saves the quickest, since machines are busy."""
+    """L11: new code answers within 300 ms of a save; of ten saves the quickest, since machines are busy. A delay is not
+    hidden by the looks at everything, which happen to be quick for one save or two."""
     server = begin(serve).start()
     answers(server, "module-0")
     took = []
@@ -153,7 +156,7 @@ def test_soon(serve) -> None:
         rename(server.apps / "changing.py", f"VALUE = 'module-{n}.'\n")
         took.append(answers(server, f"module-{n}."))
         wait_until(lambda: len(server.workers()) == 1, 10)
-    assert min(took) < 0.3, took
+    assert sorted(took)[QUICK] < 0.3, took
 
 
 @pytest.mark.everywhere
