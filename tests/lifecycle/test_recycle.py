@@ -223,3 +223,52 @@ def test_a_dead_worker_is_replaced_while_a_reload_is_refused(serve) -> None:
     one.write("life.wsgi", good)
     one.get("/")
     wait_until(lambda: len(one.ready()) == 2 and not one.ready() & before, 15, "all new")
+
+
+def refuses(one: Server) -> None:
+    """Orders a reload of code that cannot be loaded."""
+    one.expect_log("MWR0308")
+    one.log.allow(r"MWR0433|Traceback|  File |ValueError|    \S")
+    one.write("life.wsgi", "raise ValueError('deliberate')\n")
+    assert "MWR0618" in one.ctl("reload", "g", ok=False)
+
+
+def starts(one: Server) -> list[int]:
+    """How many workers the group's pools have started so far."""
+    return [p["starts"] for p in one.pools() if p["group"] == "g"]
+
+
+def test_a_refused_reload_holds_up_recycling(serve) -> None:
+    """L1, L5: a worker that is due is kept, and nothing is tried beside it, while its successor could not load the code;
+    with the code mended it goes, and the next one is due in its turn."""
+    one = server(serve, "maximum-requests=5")
+    good = (one.apps / "life.wsgi").read_text()
+    refuses(one)
+    before, started = one.ready(), starts(one)
+    for _ in range(20):
+        assert one.get("/").status == 200
+    wait_until(lambda: any(w["due"] == "maximum_requests" for w in one.workers()))
+    with pytest.raises(AssertionError):
+        wait_until(lambda: starts(one) != started, 1.5)
+    assert one.ready() == before and one.pools()[0]["blocked"]
+    one.write("life.wsgi", good)
+    one.ctl("reload", "g")
+    after = one.ready()
+    assert after and not after & before and not one.pools()[0]["blocked"]
+    wait_until(lambda: one.get("/").status == 200 and not one.ready() & after, 20, "recycling goes on")
+
+
+def test_a_version_that_loads_again_takes_over(serve) -> None:
+    """L5: a worker that took a dead one's place and could load the mended code shows that it can be: the others follow,
+    though nobody has asked for anything."""
+    one = server(serve, "", processes=3)
+    good = (one.apps / "life.wsgi").read_text()
+    before = one.ready()
+    refuses(one)
+    one.expect_log("MWR0306")
+    victim = min(before)
+    next(p for p in one.processes() if p.pid == victim).kill()
+    one.log.wait("has 2 of 3 workers; one is tried again")
+    one.write("life.wsgi", good)
+    wait_until(lambda: len(one.ready()) == 3 and not one.ready() & before, 20, "all are new")
+    assert not any(p["blocked"] for p in one.pools())
