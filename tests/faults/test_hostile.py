@@ -51,7 +51,7 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
         if word == "punch":
             assert said == {"punched": True}
         # its own group may suffer; what asks it must not hold up the server
-        asking = [threading.Thread(target=_ask, args=(f, n)) for n in range(8)]
+        asking = [threading.Thread(target=_ask, args=(f, 5)) for _ in range(8)]
         for t in asking:
             t.start()
         load.more(run.times(500, 3000), 60)
@@ -70,10 +70,23 @@ def test_f12_the_shared_table(run: Run, front: Make, word: str) -> None:
     assert word == "resize" or f.server.log.find('MWR0319: the table that group "evil" shares'), "and it is said"
 
 
-def _ask(f: Hosted, n: int) -> None:
-    for _ in range(5):
+def test_f12_an_order_outlives_a_damaged_table(front: Make) -> None:
+    """F12, L7: how many workers people have ordered holds for the table that follows, too."""
+    f = front(plan=evil())
+    f.server.allow_log(r"MWR0(2|3|4)\d\d")
+    f.server.ctl("scale", "evil", "2")
+    wait_until(lambda: len(f.server.ready("evil")) == 2)
+    _ask(f, 1, "zero")
+    f.server.log.wait("MWR0319")
+    wait_until(lambda: _evil_serves(f), 20, "the group goes on with another table, by itself")
+    pools = [p for p in f.server.pools() if p["group"] == "evil" and p["state"] == "active"]
+    assert [(p["target"], p["scaled"]) for p in pools] == [(2, 2)]
+
+
+def _ask(f: Hosted, times: int, word: str = "signals") -> None:
+    for _ in range(times):
         try:
-            f.get("/evil/signals", timeout=40)
+            f.get(f"/evil/{word}", timeout=40)
         except (OSError, http.ProtocolError):
             continue
 
