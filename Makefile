@@ -88,7 +88,7 @@ test-rust: ## Rust tests alone
 
 test-python: ## End-to-end tests alone, against the build in target/
 	@scripts/venv.sh
-	MWR_PROFILE=$(PROFILE_DIR) $(PYTEST) -q $(PYTEST_ARGS) tests
+	MWR_PROFILE=$(PROFILE_DIR) scripts/tests.sh $(PYTEST_ARGS)
 
 test-docker: ## All tests of the images, with a Docker engine
 	@scripts/setup.sh test

@@ -104,7 +104,8 @@ def test_waiting_and_running_are_told_apart(nginx: Callable[..., Nginx]) -> None
         [{k: float(r[k]) for k in ("queue", "app", "response")} for r in logged(server, f"/waits?{q}")]
         for q in ("0.6", "0.1")
     )
-    assert ran["app"] >= 1.2 and waited["app"] >= 0.2, (ran, waited)
+    # milliseconds are cut, and two clocks are read
+    assert ran["app"] >= 1.198 and waited["app"] >= 0.198, (ran, waited)
     # asked while the only thread had more than a second to go
     assert waited["queue"] >= 0.3, (ran, waited)
 
