@@ -10,10 +10,11 @@ if [ $# -gt 0 ]; then
 fi
 log=$(mktemp)
 trap 'kill "$second" 2>/dev/null || true; rm -f "$log"' EXIT
-others=
+first='' others=''
 for d in tests/*/; do
     case $d in
-    tests/apps/ | tests/harness/ | */__pycache__/ | tests/apache/ | tests/conformance/ | tests/worker/) ;;
+    tests/apps/ | tests/harness/ | */__pycache__/) ;;
+    tests/apache/ | tests/conformance/ | tests/express/ | tests/nginx/ | tests/worker/) first="$first $d" ;;
     *) others="$others $d" ;;
     esac
 done
@@ -22,7 +23,7 @@ $pytest $others >"$log" 2>&1 &
 second=$!
 status=0
 # shellcheck disable=SC2086
-$pytest tests/apache tests/conformance tests/worker || status=$?
+$pytest $first || status=$?
 wait "$second" || status=$?
 cat "$log"
 exit "$status"
