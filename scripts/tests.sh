@@ -9,7 +9,10 @@ if [ $# -gt 0 ]; then
     exec $pytest "$@" tests
 fi
 log=$(mktemp)
-trap 'kill "$second" 2>/dev/null || true; rm -f "$log"' EXIT
+second=
+# The shell runs the first trap at its end by a signal only when it is told to end.
+trap '[ -z "$second" ] || kill "$second" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'exit 130' HUP INT TERM
 first='' others=''
 for d in tests/*/; do
     case $d in
