@@ -255,6 +255,25 @@ fn responses() -> Vec<Seed> {
         s("fixed-part-cut", p[..11].to_vec()),
         s("value-length-max", patched(p.clone(), 16, &u32::MAX.to_le_bytes())),
         s("reserved-set", patched(p, 6, &[9, 9])),
+        ("answer", "whole", [&[0; 3], &whole[..]].concat()),
+        ("answer", "whole-to-head", [&[1, 4, 4], &whole[..]].concat()),
+        ("answer", "in-pieces", {
+            let marks = made(|o| {
+                encode::empty(o, Kind::End, 0);
+                encode::log(o, Level::Info, b"after");
+                encode::empty(o, Kind::Done, 0);
+            });
+            let begun = response(200, "OK", &[("Content-Length", "9")], b"abc", 0);
+            [vec![0, 6, 9], log.clone(), begun, data(5, 0), log.clone(), data(3, 0), file.clone(), marks].concat()
+        }),
+        ("answer", "asks-then-aborts", {
+            let asks = made(|o| encode::empty(o, Kind::Continue, 0));
+            [vec![0, 0, 1], asks, abort.clone()].concat()
+        }),
+        ("answer", "two-heads", [vec![0, 30, 2], response(200, "OK", &fields, b"", 0), whole.clone()].concat()),
+        ("answer", "split-field", {
+            [vec![0, 0, 0], response(200, "OK", &[("X", "a\r\nSet-Cookie: b")], b"", 0)].concat()
+        }),
         ("file_log_abort", "file", small(0, &file)),
         ("file_log_abort", "file-empty", small(0, &made(|o| encode::file(o, 0, 0, 0)))),
         ("file_log_abort", "file-to-the-last-byte", small(0, &made(|o| encode::file(o, 1, i64::MAX as u64 - 1, 0)))),
