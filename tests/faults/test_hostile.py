@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pwd
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -162,7 +159,6 @@ def test_f12_local_strangers(run: Run, front: Make) -> None:
     [ctl] = [s for s in sockets if s.endswith("/ctl.sock")]
     assert stranger(user, ctl) in ("closed", "ConnectionResetError")
     assert f.get("/exact?id=on").status == 200
-    assert sys.platform == "linux" and os.getpid() and time
 
 
 @pytest.mark.root
