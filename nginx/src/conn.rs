@@ -20,6 +20,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     connect, send, sendmsg, socket_with,
 };
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::io::IoSlice;
@@ -128,10 +129,32 @@ pub fn open(group: &Rc<Group>, lease: &Lease, client: u32, log: *mut sys::ngx_lo
     Ok(wire(c, Some(group.clone()), lease.slot, lease.slot_generation))
 }
 
-/// A connection that leads nowhere: nginx's upstream wants one, also while a request waits for a row or fails.
-pub fn stand_in(log: *mut sys::ngx_log_t) -> Result<*mut Wire, OpenError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+thread_local! {
+    /// A descriptor kept for when no other is left: with it a request can still be told so.
+    static SPARE: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
+}
+
+fn unconnected() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Sees to it that there is a descriptor for a request that fails for want of one.
+pub fn keep_spare() {
+    SPARE.with_borrow_mut(|spare| {
+        if spare.is_none() {
+            // Without one now: it is tried again when a request has ended.
+            *spare = unconnected().ok();
+        }
+    });
+}
+
+/// A connection that leads nowhere: nginx's upstream wants one, also while a request waits for a row or fails. With the
+/// error when it took the last descriptor, kept for those that fail: the request must not wait on it.
+pub fn stand_in(log: *mut sys::ngx_log_t) -> Result<(*mut Wire, Option<Errno>), OpenError> {
+    let (fd, short) = match unconnected() {
+        Ok(fd) => (fd, None),
+        Err(e) => (SPARE.take().ok_or(e)?, Some(e)),
+    };
     let c = record(fd, log).ok_or(OpenError::Records)?;
     // SAFETY: the record is ours. The event module never hears of it: taken for active, nothing adds it later.
     unsafe {
@@ -140,7 +163,7 @@ pub fn stand_in(log: *mut sys::ngx_log_t) -> Result<*mut Wire, OpenError> {
         (*(*c).write).set_ready(1);
         (*(*c).read).set_ready(1);
     }
-    Ok(wire(c, None, 0, 0))
+    Ok((wire(c, None, 0, 0), short))
 }
 
 impl Wire {

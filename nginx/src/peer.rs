@@ -423,7 +423,11 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                         Ok(_) if x.failure.is_none() => x.give_up_waiting(),
                         Ok(_) => {}
                     }
-                    let Ok(wire) = conn::stand_in(pc.log) else { return sys::NGX_ERROR as sys::ngx_int_t };
+                    let Ok((wire, short)) = conn::stand_in(pc.log) else { return sys::NGX_ERROR as sys::ngx_int_t };
+                    if let (Some(e), None) = (short, &x.failure) {
+                        x.last = e.to_string();
+                        x.fail(&x.undeliverable());
+                    }
                     x.wire = wire;
                     pc.connection = (*wire).c;
                     if x.failure.is_some() {
@@ -601,6 +605,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        conn::keep_spare();
         if let Some(p) = current() {
             if let Some(ticket) = self.ticket.take() {
                 p.drop_ticket(ticket);

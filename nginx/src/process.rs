@@ -251,6 +251,7 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
     process.watch_bell();
     let process: &'static Process = Box::leak(process);
     PROCESS.0.set(process);
+    crate::conn::keep_spare();
     if process.generation.readiness {
         for name in process.watched() {
             // What fails is asked for again when somebody wants to know.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -30,30 +31,38 @@ ROOM = {
 
 @pytest.mark.parametrize("kind", ["read", "send"])
 def test_f6_slow_clients(run: Run, front: Make, kind: str) -> None:
-    """F6: 300 (short form: 60) slow readers of 10 MiB, or slow senders, on two processes of five: of the other requests none is lost, their
-    p99.9 stays within 100 ms of the undisturbed run, no Python thread is held; every slow client gets its answer."""
+    """F6: 300 (short form: 60) slow readers of 10 MiB, or slow senders, on two processes of five: of the other requests
+    none is lost, their p99.9 stays within 100 ms of the undisturbed run (medians of three runs each), no Python thread is
+    held; every slow client gets its answer."""
     clients = run.times(60, 300)
     room = {kind: text.replace("{start}", str(clients + 40)) for kind, text in ROOM.items()}
     f = front(room=room, plan={"own": PATIENT})
-    with f.load("calm") as load:
-        load.more(run.times(1000, 3000), 60)
-    calm = counted.tally(load.results, f.ids)
-    calm.clean()
+    calm = _p999(f, run, "calm")
     # so slow a client would take half an hour
     with Slow(f.port, kind, clients, 10) as slow:
         if kind == "read":
             begun = lambda: sum(n.startswith("read-") for n in counted.begun(f.ids))
             wait_until(lambda: begun() == clients, 60, "all have begun")
             wait_until(lambda: _busy(f) == 0, 60, "no thread is held")
-        with f.load("slow") as load:
-            load.more(run.times(1000, 3000), 60)
-            assert _busy(f) <= 8 + 2, "at most the other clients"
+        beside = _p999(f, run, "beside")
         assert slow.finish() == []
-    t = counted.tally(load.results, f.ids)
-    print(calm, t, sep="\n")
-    t.clean()
+    print(f"p99.9: {calm * 1e3:.0f} ms undisturbed, {beside * 1e3:.0f} ms beside {clients} slow {kind}ers")
     # a thousand answers have one beyond p99.9: the short form says less
-    assert t.p999 < calm.p999 + (0.1 if run.long else 0.5)
+    assert beside < calm + (0.1 if run.long else 0.5)
+
+
+def _p999(f: Hosted, run: Run, prefix: str) -> float:
+    """The median of the p99.9 of some runs of 8 clients, seconds; none of their requests is lost."""
+    found = []
+    for n in range(run.times(1, 3)):
+        with f.load(f"{prefix}{n}") as load:
+            load.more(run.times(1000, 3000), 60)
+            assert _busy(f) <= 8 + 2, "at most these clients"
+        t = counted.tally(load.results, f.ids)
+        print(prefix, t)
+        t.clean()
+        found.append(t.p999)
+    return statistics.median(found)
 
 
 def _busy(f: Hosted) -> int:

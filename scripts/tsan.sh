@@ -1,0 +1,60 @@
+#!/bin/sh
+# Looks for races with ThreadSanitizer: first the Rust tests of the shared table and of the core, then the module for httpd
+# (event: many threads in a process) and the worker's extension in tests against a real server. The standard library is
+# built with it too (component rust-src): without that it cannot see what keeps threads apart. Everything lies in build/tsan.
+#   scripts/tsan.sh [arguments of pytest]     default: concurrency, streaming, bodies, leaving and failing, on event
+# The switches of rustc are not stable: RUSTC_BOOTSTRAP=1, for these builds alone. httpd and Python are ordinary ones: what
+# they do with pthreads is seen, their memory is not, so that a report counts where code of ours takes part in it.
+set -eu
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
+scripts/setup.sh test
+scripts/venv.sh
+where=$PWD/build/tsan
+target=$(rustc -vV | sed -n 's/^host: //p')
+mkdir -p "$where"
+[ -f "$(rustc --print sysroot)/lib/rustlib/src/rust/library/std/src/lib.rs" ] || rustup component add rust-src
+
+instrumented() {
+    command=$1
+    shift
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=thread -Cforce-frame-pointers=yes' CARGO_TARGET_DIR=$where/target \
+        PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1 cargo "$command" --locked -Zbuild-std --target "$target" "$@"
+}
+instrumented test -q -p mod-wsgi-scoreboard --test stress
+instrumented test -q -p mod-wsgi-core --lib
+instrumented build -p mod-wsgi-rs -p mod-wsgi-worker
+out=$where/target/$target/debug
+for so in libmod_wsgi_rs.so libmod_wsgi_worker.so; do
+    nm -D "$out/$so" | grep -q ' U __tsan_' || { echo "$0: $so was not built with ThreadSanitizer" >&2; exit 1; }
+done
+
+# rustc leaves the runtime of a shared library undefined: its own, as a library that is loaded before anything else.
+tsan=$where/libtsan.so
+cc -shared -o "$tsan" -Wl,--whole-archive \
+    "$(rustc --print sysroot)/lib/rustlib/$target/lib/librustc-stable_rt.tsan.a" -Wl,--no-whole-archive -lpthread -ldl -lm -lrt
+profile=${MWR_PROFILE:-debug}
+[ -f "target/$profile/mod-wsgi-rs" ] || make build PROFILE="$([ "$profile" = debug ] && echo dev || echo "$profile")"
+cp "target/$profile/mod-wsgi-rs" "$out/mod-wsgi-rs"
+scripts/worker-files.sh "$out/libmod_wsgi_worker.so" "$out/worker"
+cat >"$where/httpd" <<END
+#!/bin/sh
+LD_PRELOAD=$tsan exec setarch -R $(command -v apache2 || command -v httpd) "\$@"
+END
+chmod 755 "$where/httpd"
+
+rm -rf "$where/reports"
+mkdir -m 1777 "$where/reports"
+chmod 1777 "$where/reports"
+[ $# -gt 0 ] || set -- -k event tests/conformance/test_concurrency.py tests/conformance/test_streaming.py \
+    tests/conformance/test_body.py tests/conformance/test_truncation.py tests/apache/test_leaving.py tests/apache/test_failures.py
+export TSAN_OPTIONS="log_path=$where/reports/r exitcode=0 handle_segv=0 die_after_fork=0 report_signal_unsafe=0 ${TSAN_OPTIONS:-}"
+status=0
+MWR_PROFILE=$profile MWR_HTTPD=$where/httpd MWR_SO=$out/libmod_wsgi_rs.so build/venv/bin/python -m pytest -q "$@" || status=$?
+
+# Each report is a block between two lines of "==="; the tests have one worker file per process.
+awk 'BEGIN { RS = "==================\n" } /WARNING: ThreadSanitizer/ && /(mod_wsgi_rs|mod_wsgi_worker|_worker\.abi3)/' \
+    "$where"/reports/* >"$where/ours" 2>/dev/null || true
+echo "reports: $(cat "$where"/reports/* 2>/dev/null | grep -c 'WARNING: ThreadSanitizer'), with code of ours: $(grep -c 'WARNING: ThreadSanitizer' "$where/ours")"
+[ ! -s "$where/ours" ] || { head -n 100 "$where/ours"; exit 1; }
+exit "$status"
