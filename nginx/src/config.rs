@@ -81,12 +81,16 @@ pub enum Value {
     Variable(*mut sys::ngx_http_complex_value_t),
 }
 
-/// Settings of a location. nginx's setters write into `upstream` and `next_upstream` by offset.
+/// Settings of a location. nginx's setters write into `upstream`, `next_upstream` and `buffers` by offset.
 #[repr(C)]
 pub struct Location {
     pub upstream: sys::ngx_http_upstream_conf_t,
     /// wsgi_next_upstream as configured; nginx's own mask lets every case through, and the row decides.
     pub next_upstream: sys::ngx_uint_t,
+    /// wsgi_buffers as configured; no buffers: it is not.
+    pub buffers: sys::ngx_bufs_t,
+    /// Long answers may have larger buffers: see [`settings::LARGE`].
+    pub enlarges: bool,
     server: sys::ngx_http_upstream_srv_conf_t,
     /// wsgi_cache: on or off. The zone is in `upstream`, or a value with variables.
     pub cache: Option<bool>,
@@ -143,6 +147,8 @@ unsafe extern "C" fn create_location(cf: *mut sys::ngx_conf_t) -> *mut c_void {
         let mut location = Location {
             upstream,
             next_upstream: 0,
+            buffers: sys::ngx_bufs_t { num: 0, size: 0 },
+            enlarges: false,
             server,
             cache: None,
             cache_key: null_mut(),
@@ -189,10 +195,12 @@ unsafe extern "C" fn merge_location(cf: *mut sys::ngx_conf_t, outer: *mut c_void
                 return fail(cf, &format!("{text}{}", at.unwrap_or_default()));
             }
         }
-        // All fields, so that none is forgotten; the first six are nginx's upstream settings, which have been merged.
+        // All fields, so that none is forgotten; the first eight are nginx's upstream settings, which have been merged.
         let Location {
             upstream: _,
             next_upstream: _,
+            buffers: _,
+            enlarges: _,
             server: _,
             cache: _,
             cache_key: _,

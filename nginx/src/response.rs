@@ -9,6 +9,7 @@ use crate::handler::exchange;
 use crate::log;
 use crate::peer::Exchange;
 use crate::request::Request;
+use crate::settings::LARGE;
 use crate::sys;
 use mod_wsgi_core::error::RequestError;
 use mod_wsgi_core::reader::{Begin, Item, Reader};
@@ -398,11 +399,23 @@ pub unsafe extern "C" fn filter_init(data: *mut c_void) -> sys::ngx_int_t {
             u.length = left;
             let pipe = &mut *u.pipe;
             pipe.length = left;
+            enlarge(&Request::new(r), x, pipe);
             // The first buffer may have grown with the head; the pipe passes no buffer on that is larger than this.
             pipe.busy_size = pipe.busy_size.max(u.buffer.end.offset_from(u.buffer.start));
         }
         OK
     })
+}
+
+/// A long answer, or one whose length nobody knows, is passed on in larger pieces, unless configuration says how large.
+fn enlarge(r: &Request<'_>, x: &Exchange, pipe: &mut sys::ngx_event_pipe_t) {
+    let few = pipe.bufs.num as u64 * pipe.bufs.size as u64;
+    let length = x.framer.as_ref().and_then(Framer::content_length);
+    if r.location().enlarges && length.is_none_or(|n| n > few) {
+        pipe.bufs.size = LARGE;
+        pipe.busy_size = pipe.bufs.num / 2 * LARGE as isize;
+        pipe.temp_file_write_size = 2 * LARGE as isize;
+    }
 }
 
 /// What a piece of the answer means for the buffers.

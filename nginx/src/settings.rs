@@ -50,7 +50,7 @@ pub const fn reading(s: Setting) -> Reading {
         Setting::ForceRanges => (FLAG, flag, upstream!(force_ranges), NO),
         Setting::PassRequestHeaders => (FLAG, flag, upstream!(pass_request_headers), NO),
         Setting::PassRequestBody => (FLAG, flag, upstream!(pass_request_body), NO),
-        Setting::Buffers => (sys::NGX_CONF_TAKE2, sys::ngx_conf_set_bufs_slot, upstream!(bufs), NO),
+        Setting::Buffers => (sys::NGX_CONF_TAKE2, sys::ngx_conf_set_bufs_slot, offset_of!(Location, buffers), NO),
         Setting::BufferSize => (ONE, size, upstream!(buffer_size), NO),
         Setting::BusyBuffersSize => (ONE, size, upstream!(busy_buffers_size_conf), NO),
         Setting::MaxTempFileSize => (ONE, size, upstream!(max_temp_file_size_conf), NO),
@@ -225,12 +225,10 @@ pub fn merge(cf: *mut sys::ngx_conf_t, outer: &mut Location, inner: &mut Locatio
             Setting::ForceRanges => or(&mut i.force_ranges, o.force_ranges, UNSET, 0),
             Setting::PassRequestHeaders => or(&mut i.pass_request_headers, o.pass_request_headers, UNSET, 1),
             Setting::PassRequestBody => or(&mut i.pass_request_body, o.pass_request_body, UNSET, 1),
-            Setting::Buffers if i.bufs.num == 0 => {
-                i.bufs = if o.bufs.num == 0 { sys::ngx_bufs_t { num: 8, size: page } } else { o.bufs };
-            }
+            Setting::Buffers if inner.buffers.num == 0 => inner.buffers = outer.buffers,
             Setting::Buffers => {}
             Setting::BufferSize => or(&mut i.buffer_size, o.buffer_size, UNSET_SIZE, page),
-            // Their defaults follow from the others: see `sizes`.
+            // The defaults of these follow from the others: see `sizes`.
             Setting::BusyBuffersSize => inherit(&mut i.busy_buffers_size_conf, o.busy_buffers_size_conf),
             Setting::TempFileWriteSize => inherit(&mut i.temp_file_write_size_conf, o.temp_file_write_size_conf),
             Setting::MaxTempFileSize => inherit(&mut i.max_temp_file_size_conf, o.max_temp_file_size_conf),
@@ -274,7 +272,7 @@ pub fn merge(cf: *mut sys::ngx_conf_t, outer: &mut Location, inner: &mut Locatio
     store::decide(inner);
     store::inherit(outer, inner);
     cache::inherit(outer, inner)?;
-    sizes(&mut inner.upstream)?;
+    sizes(inner, page)?;
     hidden_headers(cf, &mut outer.upstream, &mut inner.upstream)
 }
 
@@ -282,9 +280,21 @@ fn inherit(inner: &mut usize, outer: usize) {
     or(inner, outer, UNSET_SIZE, UNSET_SIZE);
 }
 
+/// Size of a buffer for a long answer where configuration says nothing of sizes. Each buffer costs a call to read and one
+/// to write it: of 4 KiB they are most of what a stream costs.
+pub const LARGE: usize = 16 * 1024;
+
 /// What follows from the sizes of buffers, and which of them do not fit each other.
-fn sizes(u: &mut sys::ngx_http_upstream_conf_t) -> Result<(), String> {
+fn sizes(l: &mut Location, page: usize) -> Result<(), String> {
+    let u = &mut l.upstream;
     let given = |n: usize, default: usize| if n == UNSET_SIZE { default } else { n };
+    l.enlarges = l.buffers.num == 0
+        && u.buffer_size <= LARGE
+        && page <= LARGE
+        && u.busy_buffers_size_conf == UNSET_SIZE
+        && u.temp_file_write_size_conf == UNSET_SIZE
+        && !(1..LARGE).contains(&u.max_temp_file_size_conf);
+    u.bufs = if l.buffers.num == 0 { sys::ngx_bufs_t { num: 8, size: page } } else { l.buffers };
     if u.bufs.num < 2 {
         return Err("there must be at least 2 wsgi_buffers".to_owned());
     }

@@ -112,6 +112,11 @@ location /gzip-unbuffered { wsgi_script {apps}/clients.wsgi; gzip on; wsgi_buffe
 location /ignore { wsgi_script {apps}/clients.wsgi; wsgi_ignore_client_abort on; }
 location /ignore-unbuffered { wsgi_script {apps}/clients.wsgi; wsgi_ignore_client_abort on; wsgi_buffering off; }
 location /memory { wsgi_script {apps}/clients.wsgi; client_body_buffer_size 4m; }
+location /small { wsgi_buffers 4 4k; wsgi_max_temp_file_size 0; location /small/inner { wsgi_script {apps}/clients.wsgi; } }
+location /little-busy { wsgi_script {apps}/clients.wsgi; wsgi_busy_buffers_size 8k; wsgi_max_temp_file_size 0; }
+location /little-written {
+    wsgi_script {apps}/clients.wsgi; wsgi_temp_file_write_size 8k; wsgi_max_temp_file_size 0;
+}
 location /tiny { wsgi_script {apps}/clients.wsgi; client_body_buffer_size 1k; }
 """
 THREADS = 4
@@ -185,6 +190,19 @@ def test_events_through_gzip(site: Nginx, name: str, place: str) -> None:
                 got += unpack.decompress(piece)
             assert got.startswith(b"data: %dx" % i)
             let(site, f"{name}-{i + 1}")
+
+
+# --- long answers
+
+
+@pytest.mark.parametrize("place", ["", "/small/inner", "/little-busy", "/little-written"])
+def test_a_long_answer_goes_out_in_large_pieces(site: Nginx, place: str) -> None:
+    """N15: where nothing is said of sizes; what is said of them holds."""
+    r = site.get(f"{place}/large?30")
+    assert r.complete and r.body == b"y" * 65536 * 30
+    # at the end everything goes out that is left
+    largest = max(r.chunks[:-1])
+    assert largest <= 8192 if place else largest > 12_000
 
 
 # --- slow clients

@@ -220,17 +220,11 @@ impl Call {
                 return Err(SendError::Rule(PyRuntimeError::new_err("write() called after request completed")));
             };
             let Some(head) = &state.head else { return Err(SendError::Rule(not_started())) };
-            let small = block.len() <= HELD_SEND;
             if !state.sent {
-                let (data, bits) = if small { (block, bits) } else { (&[][..], 0) };
+                let (data, bits) = if block.len() <= HELD_SEND { (block, bits) } else { (&[][..], 0) };
                 self.encode(head, &mut frames, data, bits).map_err(SendError::Rule)?;
                 rest = &block[data.len()..];
                 state.sent = true;
-            } else if small && !block.is_empty() {
-                frames.reserve_exact(limits::HEADER + block.len());
-                frames.extend_from_slice(&encode::data_header(block.len(), bits));
-                frames.extend_from_slice(block);
-                rest = &[];
             } else if bits & flags::END != 0 && block.is_empty() {
                 encode::empty(&mut frames, Kind::End, bits & flags::DONE);
             }
@@ -307,7 +301,13 @@ impl Write {
 
 /// Sends whole frames, then `data` as DATA frames; small ones with the GIL held as long as the socket takes them.
 pub fn transmit(py: Python<'_>, conn: &Conn, frames: &[u8], mut data: &[u8], bits: u8) -> Result<(), SendError> {
-    if data.is_empty() && frames.len() <= HELD_SEND + limits::HEADER && conn.try_send(frames)? {
+    let held = if data.is_empty() {
+        frames.len() <= HELD_SEND + limits::HEADER && conn.try_send(frames, &[])?
+    } else {
+        let small = frames.is_empty() && data.len() <= HELD_SEND;
+        small && conn.try_send(&encode::data_header(data.len(), bits), data)?
+    };
+    if held {
         if !conn.has_pending() {
             return Ok(());
         }

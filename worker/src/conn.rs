@@ -174,13 +174,7 @@ impl Conn {
             if !pending && head.is_empty() && data.is_empty() {
                 return Ok(());
             }
-            let sent = if pending {
-                send(self.fd.raw(), &out.pending, send_flags())
-            } else if data.is_empty() {
-                send(self.fd.raw(), head, send_flags())
-            } else {
-                sendmsg::<()>(self.fd.raw(), &[IoSlice::new(head), IoSlice::new(data)], &[], send_flags(), None)
-            };
+            let sent = if pending { self.send_once(&out.pending, &[]) } else { self.send_once(head, data) };
             match sent {
                 Ok(n) if pending => {
                     out.pending.drain(..n);
@@ -205,10 +199,19 @@ impl Conn {
         }
     }
 
-    /// Tries to send whole frames without waiting. `Ok(true)`: the bytes have been taken; a rest that the socket did not
-    /// take goes before anything else. `Ok(false)`: nothing was taken, [`Conn::send_blocking`] must be used.
+    /// One call: how many bytes of both the socket has taken.
+    fn send_once(&self, head: &[u8], data: &[u8]) -> nix::Result<usize> {
+        if data.is_empty() {
+            return send(self.fd.raw(), head, send_flags());
+        }
+        sendmsg::<()>(self.fd.raw(), &[IoSlice::new(head), IoSlice::new(data)], &[], send_flags(), None)
+    }
+
+    /// Tries to send whole frames, `head` and what follows it in `data`, without waiting. `Ok(true)`: the bytes have been
+    /// taken; a rest that the socket did not take goes before anything else. `Ok(false)`: nothing was taken,
+    /// [`Conn::send_blocking`] must be used.
     #[inline]
-    pub fn try_send(&self, frames: &[u8]) -> Result<bool, Gone> {
+    pub fn try_send(&self, head: &[u8], data: &[u8]) -> Result<bool, Gone> {
         let Ok(mut out) = self.out.try_lock() else { return Ok(false) };
         if out.gone {
             return Err(Gone);
@@ -216,10 +219,11 @@ impl Conn {
         if !out.pending.is_empty() {
             return Ok(false);
         }
-        match send(self.fd.raw(), frames, send_flags()) {
-            Ok(n) if n == frames.len() => Ok(true),
+        match self.send_once(head, data) {
+            Ok(n) if n == head.len() + data.len() => Ok(true),
             Ok(n) => {
-                out.pending.extend_from_slice(&frames[n..]);
+                out.pending.extend_from_slice(&head[n.min(head.len())..]);
+                out.pending.extend_from_slice(&data[n.saturating_sub(head.len())..]);
                 Ok(true)
             }
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(false),

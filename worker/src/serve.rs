@@ -325,7 +325,7 @@ fn greet(shared: &Shared, conn: &Conn, h: Header, payload: &[u8]) -> Result<(), 
     }
     let mut answer = Vec::new();
     encode::hello_worker(&mut answer, shared.plan.slot, shared.plan.slot_generation);
-    match conn.try_send(&answer) {
+    match conn.try_send(&answer, &[]) {
         Ok(true) => Ok(()),
         _ => Err(None),
     }
@@ -396,7 +396,7 @@ impl Server {
                 );
                 let mut frame = Vec::new();
                 encode::abort(&mut frame, AbortReason::Internal, 0);
-                let _ = conn.try_send(&frame);
+                let _ = conn.try_send(&frame, &[]);
                 false
             });
             // Before the row: whoever sees the row free finds no request in the journal.

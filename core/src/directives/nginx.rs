@@ -209,7 +209,7 @@ directives! {
     "wsgi_buffering" "on | off" "on" Location Upstream(Setting::Buffering),
         "As uwsgi_buffering: whether a response is read as fast as the application writes and kept for a slow client. Events reach the client one by one in both cases.";
     "wsgi_buffers" "number size" "8 4k|8k" Location Upstream(Setting::Buffers),
-        "As uwsgi_buffers: memory for one response.";
+        "As uwsgi_buffers: memory for one response. Where neither this nor wsgi_busy_buffers_size or wsgi_temp_file_write_size is set, a response that is longer than these buffers, or of unknown length, has 8 of 16k, half of which may be busy: it costs far fewer calls.";
     "wsgi_buffer_size" "size" "4k|8k" Location Upstream(Setting::BufferSize),
         "The first buffer of a response. Larger heads than it are read all the same, up to 256 KiB.";
     "wsgi_busy_buffers_size" "size" "8k|16k" Location Upstream(Setting::BusyBuffersSize),
