@@ -236,6 +236,9 @@ impl Pool {
 
     /// Why a load balancer should send no requests yet; `None` = it may. The queue counts as long as it has room.
     pub fn unready(&self) -> Option<&'static str> {
+        if self.table.counter(header::AWAY) > 0 {
+            return Some("it has been told so");
+        }
         match self.table.pool() {
             PoolState::Failed => return Some("its workers cannot start"),
             // Its first request starts one.

@@ -163,6 +163,9 @@ fn describe(status: &Value) -> String {
             shown(&pool["target"]),
             shown(&pool["threads"]),
         ));
+        if pool["away"] == true {
+            out.push_str("  not ready for load balancers, by order\n");
+        }
         let counts =
             [("queue_full", "refused (queue full)"), ("queue_timeouts", "waited too long"), ("recalls", "recalled")];
         let counts = counts.iter().filter(|(k, _)| pool[*k].as_u64().is_some_and(|n| n > 0));

@@ -124,6 +124,13 @@ fn ctl_cli() -> Command {
                         .help("Workers of each application group"),
                 ),
         )
+        .subcommand(
+            word("readiness", "Whether load balancers may be told to send requests here").arg(
+                Arg::new("state").value_name("STATE").required(true).value_parser(["on", "off"]).help(
+                    "off: readiness is 503 until 'on' or the end of the server; requests are served all the same",
+                ),
+            ),
+        )
         .subcommand(word("stacks", "Print the Python stacks of all threads, also to the error log").arg(group()))
         .subcommand(
             word("log-level", "Least level of the workers' and the supervisor's lines, until the next restart").arg(
@@ -148,6 +155,10 @@ fn run_ctl(matches: &ArgMatches) -> Result<u8, Error> {
         "scale" => {
             let processes = m.get_one::<u16>("processes").copied().unwrap_or_default();
             ctl::command(&directory, Order::Scale { group: group().unwrap_or_default(), processes }, None, json)
+        }
+        "readiness" => {
+            let ready = m.get_one::<String>("state").is_some_and(|s| s == "on");
+            ctl::command(&directory, Order::Readiness { ready }, None, json)
         }
         "stacks" => ctl::command(&directory, Order::Stacks { group: group() }, None, json),
         "log-level" => {

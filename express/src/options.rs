@@ -163,7 +163,7 @@ const OWN: &[Opt] = &[
     opt("port", Kind::Number(1, 65535), &["NUMBER"], Section::Listening).default("8000").help("Port to listen on."),
     opt("stop-delay", Kind::Number(0, 3600), &["NUMBER"], Section::Listening).default("0").unit("seconds").help(
         "After SIGTERM, goes on serving for so long before it stops listening: a load balancer needs a moment to learn that \
-         this server is going. A second SIGTERM ends the delay.",
+         this server is going. Readiness is 503 meanwhile. A second SIGTERM ends the delay.",
     ),
     opt("readiness", Kind::Flag, &[], Section::Listening).default("off").help(
         "Answers /-/mod-wsgi-rs/ready with 200 when the application is loaded and its queue has room, else with 503, for load \

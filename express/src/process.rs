@@ -283,6 +283,9 @@ impl Running {
                 Ok(Event::Signal(SIGUSR2)) => command(plan, ctl_protocol::Command::Stacks { group: None }),
                 Ok(Event::Signal(SIGTERM)) if wishes == 0 && held.is_none() && plan.stop_delay > 0 => {
                     held = Some(Instant::now() + Duration::from_secs(plan.stop_delay));
+                    if plan.readiness {
+                        command(plan, ctl_protocol::Command::Readiness { ready: false });
+                    }
                 }
                 Ok(Event::Signal(signal)) => {
                     held = None;

@@ -36,6 +36,8 @@ pub mod header {
     pub const WANTED: usize = 24;
     /// Scripts that no ready worker could load. Supervisor's; for readiness, decides nothing else.
     pub const UNLOADED: usize = 25;
+    /// 1: the server is not ready for load balancers, by order. Supervisor's; for readiness, decides nothing else.
+    pub const AWAY: usize = 26;
 }
 
 /// Words of a slot.

@@ -319,6 +319,11 @@ impl Table {
         self.words.word(header::UNLOADED).store(scripts, Relaxed);
     }
 
+    /// Notes whether load balancers shall send nothing here. Supervisor only.
+    pub fn set_away(&self, away: bool) {
+        self.words.word(header::AWAY).store(away.into(), Relaxed);
+    }
+
     /// State of the pool.
     pub fn pool(&self) -> PoolState {
         match self.words.word(header::POOL).load(SeqCst) as u8 {

@@ -35,7 +35,7 @@ impl Supervisor {
             | Command::ScaleBy { group, .. }
             | Command::Stacks { group } => group.clone(),
             Command::Scale { group, .. } => Some(group.clone()),
-            Command::LogLevel { .. } => None,
+            Command::Readiness { .. } | Command::LogLevel { .. } => None,
         };
         let named = |name: &str| self.masters.values().any(|m| m.config.groups.iter().any(|g| g.name == name));
         if let Some(name) = &group
@@ -64,6 +64,10 @@ impl Supervisor {
                 let wanted = (i32::from(p.target) + i32::from(by)).clamp(1, i32::from(p.most_processes()));
                 p.scale(wanted as u16);
             }),
+            Command::Readiness { ready } => {
+                let text = self.set_away(!ready);
+                return self.answer(id, &FromSupervisor::Done { pools: Vec::new(), text });
+            }
             Command::Stacks { .. } => return self.stacks(id, &group, now),
             Command::LogLevel { level } => {
                 self.cx.log.set_level(level);
@@ -80,6 +84,15 @@ impl Supervisor {
 
     fn each(&mut self, group: &Option<String>, act: impl Fn(&mut Pool)) {
         self.pools.values_mut().filter(|p| concerns(p, group)).for_each(act);
+    }
+
+    /// Also pools that another is about to follow: until then server processes ask them.
+    fn set_away(&mut self, away: bool) -> String {
+        for p in self.pools.values_mut() {
+            (p.away, p.dirty) = (away, true);
+        }
+        let said = if away { "not ready for load balancers" } else { "as ready for load balancers as its workers are" };
+        format!("{said}\n")
     }
 
     fn most(&self, group: &Option<String>) -> u16 {

@@ -118,6 +118,9 @@ pub struct PoolRecord {
     /// The target people have set.
     #[serde(default)]
     pub scaled: Option<u16>,
+    /// Not ready for load balancers, by order.
+    #[serde(default)]
+    pub away: bool,
     /// Scripts and callables that workers have loaded.
     pub loaded: Vec<(String, String)>,
     /// Another table has taken over.

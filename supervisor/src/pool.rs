@@ -70,6 +70,8 @@ pub struct Pool {
     pub target: u16,
     /// The target people have set; load does not change it.
     pub scaled: Option<u16>,
+    /// Load balancers shall send nothing here: people have said so. The same for all pools of a server.
+    pub away: bool,
     pub workers: BTreeMap<u16, Worker>,
     /// Slots of dead workers whose rows are being released.
     pub burying: BTreeMap<u16, Instant>,
@@ -161,6 +163,7 @@ impl Pool {
             epoch: 1,
             target: 0,
             scaled: None,
+            away: false,
             workers: BTreeMap::new(),
             burying: BTreeMap::new(),
             foreign: BTreeMap::new(),
@@ -555,6 +558,7 @@ impl Pool {
             self.table.set_pool(state);
         }
         self.table.set_unloaded(self.unloaded());
+        self.table.set_away(self.away);
     }
 
     /// Scripts that a ready worker could not load, and no other has.
@@ -598,6 +602,7 @@ impl Pool {
             directory: self.sockets.name.clone(),
             target: self.target,
             scaled: self.scaled,
+            away: self.away,
             loaded: self.scripts.iter().cloned().collect(),
             retired: !self.is_current(),
         }

@@ -168,7 +168,7 @@ impl Pool {
         let mut pool =
             Pool::assemble(record.id, master, group, &record.application, table, table_fd, record.token, sockets);
         pool.preload = record.preload;
-        (pool.target, pool.scaled) = (record.target, record.scaled);
+        (pool.target, pool.scaled, pool.away) = (record.target, record.scaled, record.away);
         pool.scripts = record.loaded.into_iter().collect();
         let mut recorded: BTreeMap<u16, _> = workers.iter_mut().map(|w| (w.0.slot, w)).collect();
         for slot in 0..slots {

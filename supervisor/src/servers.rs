@@ -286,6 +286,7 @@ impl Supervisor {
         let id = self.next_pool;
         let mut pool = Pool::create(id, master, group, app, &self.cx).map_err(|e| e.to_string())?;
         pool.preload = preload;
+        pool.away = self.pools.values().any(|p| p.master == master && p.away);
         self.next_pool += 1;
         self.pools.insert(id, pool);
         Ok(id)

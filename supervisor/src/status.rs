@@ -45,7 +45,7 @@ fn pool(p: &Pool, now: Instant) -> Value {
         })
     }));
     json!({
-        "id": p.id, "scaled": p.scaled, "refusal": if p.blocked { p.refusal.as_str() } else { "" },
+        "id": p.id, "scaled": p.scaled, "away": p.away, "refusal": if p.blocked { p.refusal.as_str() } else { "" },
         "queue_full": p.table.counter(header::QUEUE_FULL), "recalls": p.table.counter(header::RECALLS),
         "queue_timeouts": p.table.counter(header::QUEUE_TIMEOUTS), "starts": p.starts, "failing": p.failing,
         "group": p.group.name, "application": p.application, "master": p.master.pid, "state": p.state_name(),

@@ -71,7 +71,7 @@ def test_what_schemas_do_not_say(overlay: str) -> None:
     assert ready == {"path": "/-/mod-wsgi-rs/ready", "port": "http"}
     assert {"name": "MOD_WSGI_RS_READINESS", "value": "1"} in web["env"]
     assert all(web[p]["exec"]["command"][1:] == ["ctl", "live"] for p in ("livenessProbe", "startupProbe"))
-    delay = int(web["lifecycle"]["preStop"]["exec"]["command"][1])
+    delay = int(web["lifecycle"]["preStop"]["exec"]["command"][-1].split("sleep ")[1])
     assert spec["terminationGracePeriodSeconds"] > delay + 5 + 5
     mounts = {m["mountPath"] for m in web["volumeMounts"]}
     assert {"/run/mod-wsgi-rs", "/var/tmp"} <= mounts

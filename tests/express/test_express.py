@@ -413,3 +413,18 @@ def test_stop_delay(express) -> None:
     y.process.send_signal(signal.SIGTERM)
     assert y.get("/").status == 200
     assert y.process.wait(20) == 0 and time.monotonic() - began >= 1
+
+
+def test_not_ready_while_it_stops(express) -> None:
+    """D6, D10: with --stop-delay load balancers are turned away at once, while requests are still served."""
+    x: Express = express()
+    x.write("app.wsgi", HELLO)
+    x.start("app.wsgi", "--stop-delay", "600", "--readiness")
+    ready = lambda: x.get("/-/mod-wsgi-rs/ready").status
+    wait_until(lambda: "Serving" in x.output() and ready() == 200, 20, "it is ready and has been announced")
+    assert x.process
+    x.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: ready() == 503, 10, "load balancers are turned away")
+    assert x.get("/").status == 200
+    x.process.send_signal(signal.SIGTERM)
+    assert x.process.wait(20) == 0

@@ -91,3 +91,29 @@ def test_workers_that_cannot_start(serve) -> None:
         assert not ready(one)
     (one.scratch / "go").touch()
     wait_until(lambda: ready(one), 20, "the worker is ready")
+
+
+def test_told_not_to_be(serve) -> None:
+    """D10: `ctl readiness off` turns load balancers away while requests are served all the same; a restart of the server and a
+    new supervisor leave that as it is, `on` ends it."""
+    one = server(serve, "processes=1 threads=2")
+    wait_until(lambda: ready(one), 20, "the server says that it is ready")
+    one.ctl("readiness", "off")
+    wait_until(lambda: not ready(one), 10, "it has been told")
+    assert one.get("/").status == 200
+    assert "not ready for load balancers, by order" in one.ctl("status")
+    before = one.ready()
+    # More threads: the group gets a new table.
+    one.plan(Plan("processes=1 threads=3", own=OWN))
+    one.write_config()
+    one.graceful()
+    wait_until(lambda: one.ready() and not one.ready() & before, 20, "new workers")
+    assert not ready(one) and one.get("/").status == 200
+    one.expect_log("MWR0301")
+    (old,) = one.helpers("supervise")
+    old.kill()
+    one.log.wait("a new supervisor has taken over")
+    assert not ready(one) and one.get("/").status == 200
+    one.ctl("readiness", "on")
+    wait_until(lambda: ready(one), 20, "it is ready again")
+    assert "by order" not in one.ctl("status")

@@ -240,6 +240,8 @@ pub enum Command {
     Scale { group: String, processes: u16 },
     /// So many more or fewer.
     ScaleBy { group: Option<String>, by: i16 },
+    /// `false`: the server is not ready for load balancers, whatever its workers are, until told otherwise or its end.
+    Readiness { ready: bool },
     /// The Python stacks of all threads, to the error log and in the answer.
     Stacks { group: Option<String> },
     /// Least level of the supervisor's own and of the workers' lines, until the next configuration.

@@ -484,6 +484,7 @@ fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
         Just(ToSupervisor::Stop),
         (".{0,9}", any::<u16>())
             .prop_map(|(group, processes)| ToSupervisor::Command { command: Command::Scale { group, processes } }),
+        any::<bool>().prop_map(|ready| ToSupervisor::Command { command: Command::Readiness { ready } }),
         (secrets(), any::<Option<u32>>()).prop_map(|(secret, client)| ToSupervisor::Register { secret, client }),
         (secrets(), ".{0,20}", ".{0,20}").prop_map(|(secret, group, application)| ToSupervisor::Table {
             secret,
