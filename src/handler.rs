@@ -68,8 +68,7 @@ pub fn handle(r: Request<'_>) -> c_int {
         return status;
     }
     let Some(runtime) = config::host(&r).and_then(config::Host::runtime) else {
-        log::request(&r, Level::Error, "MWR0210: supervisor cannot be reached: it was not started");
-        return sys::HTTP_SERVICE_UNAVAILABLE as c_int;
+        return refuse(&r, &RequestError::Supervisor("it was not started".to_owned()));
     };
     // A handler that is entered again on the same thread (an internal sub-request) gets buffers of its own.
     SCRATCH.with(|s| match s.try_borrow_mut() {
@@ -102,11 +101,7 @@ fn check_target(r: &Request<'_>) -> Result<(), c_int> {
         log::request(r, Level::Error, &format!("{code}: {text}: {}", name()));
         Err(status)
     };
-    let refuse = |e: RequestError| {
-        let v = e.verdict();
-        log::request(r, v.level, &format!("{}: {e}", v.code));
-        Err(c_int::from(v.status))
-    };
+    let refuse = |e: RequestError| Err(self::refuse(r, &e));
     let aliased = r.notes().get(c"alias-forced-type") == Some(b"wsgi-script");
     if !aliased && !r.may_execute() {
         return fail(HTTP_FORBIDDEN, "MWR0220", "Options ExecCGI is off in this directory");
@@ -141,8 +136,8 @@ fn serve(r: Request<'_>, runtime: &Runtime, scratch: &mut Scratch) -> c_int {
 /// Logs a failure and gives the status httpd shall answer with.
 fn refuse(r: &Request<'_>, e: &RequestError) -> c_int {
     let verdict = e.verdict();
-    if !verdict.code.is_empty() {
-        log::request(r, verdict.level, &format!("{}: {e}", verdict.code));
+    if let Some(line) = verdict.line(&e.to_string()) {
+        log::request(r, verdict.level, &line);
     }
     if let Some(seconds) = verdict.retry_after {
         r.err_headers_out().set(c"Retry-After", seconds.to_string().as_bytes());

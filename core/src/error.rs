@@ -1,7 +1,9 @@
 //! Everything that can keep a request from being answered by its application: who is at fault, the HTTP status, the
 //! level and the code of the log line. Mapped here once, for every server.
 
+use crate::sparse::Sparse;
 use mod_wsgi_wire::frame::{AbortReason, Level};
+use std::time::Instant;
 
 /// Why a request fails. Display gives the log line without its code.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,26 @@ pub struct Verdict {
     pub retry_after: Option<u32>,
 }
 
+/// Code of [`RequestError::Supervisor`]. Without a supervisor every request fails so: see [`Sparse`].
+const UNREACHABLE: &str = "MWR0210";
+static UNREACHABLE_LINE: Sparse = Sparse::new();
+
+impl Verdict {
+    /// The line of the error log, with its code, for an error that reads `text`. `None`: nothing is to be written.
+    pub fn line(&self, text: &str) -> Option<String> {
+        let held_back = match self.code {
+            "" => return None,
+            UNREACHABLE => UNREACHABLE_LINE.admit(Instant::now())?,
+            _ => 0,
+        };
+        let code = self.code;
+        Some(match held_back {
+            0 => format!("{code}: {text}"),
+            n => format!("{code}: {text}; {n} more requests since the last such line of this process"),
+        })
+    }
+}
+
 impl RequestError {
     /// Status, level and code of this error.
     pub fn verdict(&self) -> Verdict {
@@ -90,7 +112,7 @@ impl RequestError {
             Silent { .. } => v(504, Level::Error, "MWR0218"),
             WorkerProtocol { .. } => v(502, Level::Error, "MWR0208"),
             Undeliverable { .. } => later("MWR0209"),
-            Supervisor(_) => later("MWR0210"),
+            Supervisor(_) => later(UNREACHABLE),
             Refused(_) => v(500, Level::Error, "MWR0211"),
             BadResponse(_) => v(500, Level::Error, "MWR0212"),
             Shortfall(_) => v(500, Level::Error, "MWR0216"),

@@ -19,5 +19,6 @@ pub mod pool;
 pub mod reader;
 pub mod response;
 pub mod runtime;
+pub mod sparse;
 pub mod spool;
 pub mod times;

@@ -71,8 +71,8 @@ pub fn serving() -> Result<&'static Process, RequestError> {
 /// Answers a request that goes to no worker.
 fn refuse(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
     let f = Failure::from(e);
-    if !f.verdict.code.is_empty() {
-        log::write(r.log(), f.verdict.level, &format!("{}: {}", f.verdict.code, f.text));
+    if let Some(line) = f.verdict.line(&f.text) {
+        log::write(r.log(), f.verdict.level, &line);
     }
     if let Some(seconds) = f.verdict.retry_after {
         r.add_header(c"Retry-After", seconds.to_string().as_bytes());

@@ -188,10 +188,9 @@ impl Exchange {
     }
 
     fn fail_with(&mut self, f: Failure) {
-        if !f.verdict.code.is_empty() {
+        if let Some(line) = f.verdict.line(&f.text) {
             // SAFETY: the request lives as long as its exchange.
-            let log = unsafe { Request::new(self.r) }.log();
-            log::write(log, f.verdict.level, &format!("{}: {}", f.verdict.code, f.text));
+            log::write(unsafe { Request::new(self.r) }.log(), f.verdict.level, &line);
         }
         if self.lease.is_none() || self.recalled {
             self.unrun_at = Some(Instant::now());
@@ -507,8 +506,10 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
                     None => RequestError::WorkerProtocol { group: label, pid, error: why },
                 };
                 let v = e.verdict();
-                // SAFETY: the request lives as long as its exchange.
-                log::write(unsafe { Request::new(x.r) }.log(), v.level, &format!("{}: {e}", v.code));
+                if let Some(line) = v.line(&e.to_string()) {
+                    // SAFETY: the request lives as long as its exchange.
+                    log::write(unsafe { Request::new(x.r) }.log(), v.level, &line);
+                }
             }
             let case = if timed_out { sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT } else { sys::NGX_HTTP_UPSTREAM_FT_ERROR };
             pc.tries = 0;

@@ -130,8 +130,8 @@ pub unsafe extern "C" fn process_header(r: *mut sys::ngx_http_request_t) -> sys:
 /// The worker's answer is of no use, and another worker may be asked: nginx does that for an invalid head.
 fn another(r: &Request<'_>, e: &RequestError) -> sys::ngx_int_t {
     let v = e.verdict();
-    if !v.code.is_empty() {
-        log::write(r.log(), v.level, &format!("{}: {e}; another worker is asked", v.code));
+    if let Some(line) = v.line(&e.to_string()) {
+        log::write(r.log(), v.level, &format!("{line}; another worker is asked"));
     }
     sys::NGX_HTTP_UPSTREAM_INVALID_HEADER as sys::ngx_int_t
 }
