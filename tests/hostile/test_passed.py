@@ -182,6 +182,33 @@ def test_f12_descriptors_for_the_supervisor(serve) -> None:
     server.stop()
 
 
+@pytest.mark.on("event", "nginx")
+@pytest.mark.everywhere
+def test_a_file_amid_an_answer(serve, server_kind: str) -> None:
+    """A FILE without END, with bytes behind it: httpd passes both on in their order. nginx's buffers could write a file
+    that is not the last into another one: there it is refused, and the answer is not taken for whole."""
+    server: Server = serve(PLAN)
+
+    def play(fake: FakeWorker, s: socket.socket) -> None:
+        read_frame(s)
+        s.sendall(fake.hello)
+        read_frame(s)
+        s.sendall(response())
+        socket.send_fds(s, [frame(FILE, struct.pack("<QQ", 0, 10))], [fd])
+        s.sendall(frame(DATA, b"more") + frame(END) + frame(DONE))
+
+    with given("good", server.scratch) as fd, contextlib.closing(FakeWorker(worker_sockets(server)[-1], play)) as fake:
+        r = server.get("/exact?amid", timeout=10)
+        assert fake.connections > 0
+        if server_kind == "nginx":
+            server.expect_log("MWR0208: .*FILE without END")
+            assert r.status == 502 or r.truncated, r
+        else:
+            assert (r.status, r.body, r.complete) == (200, b"0123456789more", True)
+    server.graceful()
+    wait_until(lambda: serves(server), 30, "honest workers serve again")
+
+
 @pytest.mark.on("event", "prefork")
 @pytest.mark.parametrize(
     ("options", "status"),

@@ -250,6 +250,27 @@ def full(t: Told) -> Iterator[None]:
         assert [c.response("GET").status for c in (running, waiting)] == [200, 200]
 
 
+def test_failures_of_ours_are_not_kept(told: Callable[..., Told]) -> None:
+    """N3: where every status is kept, those are that the application gives, and none that stands for a failure: a full
+    queue, an exception, an answer that is none."""
+    t = told(CACHED.replace("wsgi_cache_valid 1h;", "wsgi_cache_valid any 1h;") + ALL)
+    t.does(status="503 Own")
+    for kept in ("MISS", "HIT"):
+        own = t.get("/own")
+        assert (own.status, own.header("X-Cache"), own.text[:2]) == (503, kept, "1 ")
+    with full(t):
+        assert [t.get("/full").status for _ in range(2)] == [503, 503]
+    t.server.allow_log(log.EXCEPTION)
+    for how in ("raise", "text"):
+        t.does(how=how)
+        before = len(t.calls())
+        assert [t.get(f"/{how}").status for _ in range(2)] == [500, 500]
+        assert len(t.calls()) == before + 2
+    t.does()
+    for target in ("/full", "/raise", "/text"):
+        assert t.says(target, "MISS") == t.says(target, "HIT")
+
+
 STALE = CACHED.replace("wsgi_cache_valid 1h;", "wsgi_cache_valid 1s;")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from harness import inspect, procs
+from harness.fake import worker_sockets
 from harness.nginx import Nginx
 from harness.wait import Timeout, wait_until
 
@@ -108,6 +110,73 @@ def test_without_a_supervisor_nginx_goes_on(nginx: Callable[..., Nginx]) -> None
     server.reload()
     wait_until(lambda: server.get().status == 200, 15)
     server.log.begin()
+
+
+#: has a process of its own keep all sockets of the worker open
+HOLDS = """
+import os, subprocess
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    if environ["PATH_INFO"] != "/hold":
+        return [b"%d" % os.getpid()]
+    held = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink("/proc/self/fd/" + fd).startswith("socket:"):
+                held.append(os.dup(int(fd)))
+        except OSError:
+            pass
+    child = subprocess.Popen(["sleep", "300"], pass_fds=held, stdout=-3, stderr=-3, start_new_session=True)
+    return [b"%d" % child.pid]
+"""
+
+
+def test_a_connection_to_an_earlier_worker_gets_no_request(nginx: Callable[..., Nginx]) -> None:
+    """DESIGN 4: a kept connection leads to one incarnation of its slot, also where its other end stays open."""
+    site = "location / { wsgi_script {apps}/holds.wsgi; wsgi_process_group blog; }"
+    server = nginx(site, http_config="wsgi_daemon_process blog processes=1 threads=1;", workers=1, start=False)
+    server.write("holds.wsgi", HOLDS)
+    server.start()
+    server.allow_log("MWR0306")
+    child = int(server.get("/hold").text)
+    try:
+        [path] = worker_sockets(server)
+        slot, first = os.path.basename(path).split(".")
+
+        def back() -> bool:
+            # a worker that has died is replaced in another slot, and that one in this
+            [pid] = server.ready("blog")
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: server.ready("blog") - {pid}, 20, "its successor")
+            return any(s == slot and n != first for s, n in names())
+
+        def names() -> list[list[str]]:
+            return [os.path.basename(s).split(".") for s in worker_sockets(server)]
+
+        wait_until(back, 20, "a worker in the slot of the first")
+        assert {int(server.get(timeout=10).text)} == server.ready("blog")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_no_line_for_each_request_while_there_is_no_supervisor(nginx: Callable[..., Nginx]) -> None:
+    """N13: each process of nginx says so once a second at most, and counts what it has left out."""
+    server = nginx(SITE, http_config=GROUP + "wsgi_supervisor /nowhere/mod-wsgi-rs;", workers=1, start=False)
+    server.allow_log("MWR0110|MWR0210")
+    server.start()
+    before = len(server.log.find("MWR0210"))
+    asked, began = 0, time.monotonic()
+    with server.connect() as c:
+        while not (left_out := server.log.find(r"MWR0210: .*; \d+ more requests since")):
+            r = c.request(target="/")
+            assert (r.status, r.header("Retry-After")) == (503, "5")
+            asked += 1
+            assert time.monotonic() < began + 20
+    lines = len(server.log.find("MWR0210")) - before
+    assert lines <= time.monotonic() - began + 1
+    # the last of them has been written for the last request
+    assert lines + sum(int(n) for n in re.findall(r"; (\d+) more requests", " ".join(left_out))) == asked
 
 
 def test_one_process_for_everything(nginx: Callable[..., Nginx]) -> None:

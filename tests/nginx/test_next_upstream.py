@@ -26,6 +26,13 @@ def application(environ, start_response):
     first = os.fstat(fd).st_size < 10
     os.close(fd)
     body = environ["wsgi.input"].read()
+    if how.startswith("tired-"):
+        # every time
+        time.sleep(1)
+        if how == "tired-raise":
+            raise RuntimeError("deliberate")
+        start_response("503 Own", [("Content-Type", "text/plain")])
+        return [b"tired"]
     if first:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -66,6 +73,10 @@ location /invalid { wsgi_script {apps}/next.wsgi; wsgi_next_upstream invalid_hea
 location /statuses {
     wsgi_script {apps}/next.wsgi;
     wsgi_next_upstream http_500 http_503 http_403 http_404 http_429;
+}
+location /late {
+    wsgi_script {apps}/next.wsgi;
+    wsgi_next_upstream http_500 http_503; wsgi_next_upstream_tries 9; wsgi_next_upstream_timeout 1700ms;
 }
 location /off { wsgi_script {apps}/next.wsgi; wsgi_next_upstream off; }
 location /streamed { wsgi_script {apps}/next.wsgi; wsgi_next_upstream error non_idempotent; wsgi_request_buffering off; }
@@ -203,6 +214,19 @@ def test_tries_and_timeout(fresh: Ask) -> None:
     assert (r.status, len(ran)) == (504, 1)
     r, ran = fresh("/brief", "kill")
     assert (r.status, len(ran)) == (200, 2)
+
+
+@pytest.mark.parametrize(("how", "status"), [("tired-503", 503), ("tired-raise", 500)])
+def test_a_later_try_is_refused_once_the_time_has_passed(ask: Ask, site: Nginx, how: str, status: int) -> None:
+    """N8: wsgi_next_upstream_timeout is counted from the first try: the second begins in time and the third would not. What
+    the second has come to is the answer, and nobody is said to be asked after it."""
+    if how == "tired-raise":
+        site.expect_log("MWR0430")
+    asked = len(site.log.find("another worker is asked"))
+    r, ran = ask("/late", how)
+    assert (r.status, len(ran)) == (status, 2)
+    assert how == "tired-raise" or r.body == b"tired"
+    assert len(site.log.find("another worker is asked")) == asked
 
 
 @pytest.mark.parametrize("how", ["midway", "midway-500"])
