@@ -111,13 +111,16 @@ class Nginx(Server):
         """The master."""
         if self.daemon:
             path = self.run / "nginx.pid"
-            self._master = int(path.read_text()) if path.exists() else self._master
+            # nginx makes the file before it writes into it
+            text = path.read_text().strip() if path.exists() else ""
+            self._master = int(text) if text else self._master
             return self._master
         return super().pid
 
     def _ended(self) -> bool:
         if self.daemon and self.process and self.process.returncode == 0:
-            return not procs.look(self.pid)
+            # the master writes its number after the process that was started has ended
+            return bool(self.pid) and not procs.look(self.pid)
         return super()._ended()
 
     def tied(self, port: int) -> str:
