@@ -91,9 +91,12 @@ def test_list_of_parts(base: str, server: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_same_files_again(base: str, server: str, suite: str) -> None:
-    """D4: built again from the same inputs, without any cache, the image has the same list of files."""
+    """D4: built again from the same inputs, without any cache and with the versions pinned, the image has the same list of
+    files."""
     again = f"mwr-test-{uuid.uuid4().hex[:12]}:again"
-    arguments = [f"BASE=debian:{suite}-slim"]
+    names = (PACKAGE[server], "ca-certificates", "python3")
+    query = ("run", "--rm", "--entrypoint", "dpkg-query", base, "-W", "-f", "${Package}=${Version} ", *names)
+    arguments = [f"BASE=debian:{suite}-slim", f"PACKAGES={docker.run(*query).strip()}"]
     if server == "nginx":
         arguments += ["SERVER=nginx", "SERVER_PACKAGE=nginx", f"MODULE=mod-wsgi-rs:nginx-module-{suite}",
                       "MODULE_FILE=ngx_http_wsgi_rs_module.so"]  # fmt: skip

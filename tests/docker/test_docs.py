@@ -40,7 +40,10 @@ def test_commands(postgres: str) -> None:
         install = ["make", "-s", "install", f"DESTDIR={root}", f"PROFILE={profile}"]
         subprocess.run(install, cwd=product.ROOT, check=True, capture_output=True)
         script = "\n".join(blocks).replace("127.0.0.1:8000", f"127.0.0.1:{claim.number}")
-        script = script.replace("make images", 'make -C "$PROJECT" images')
+        # The page's reader is in the clone there; the script stays out of it, since it writes files.
+        script = script.replace("make images", 'make -C "$PROJECT" images').replace(
+            "docker/sbom.py", '"$PROJECT"/docker/sbom.py'
+        )
         env = {
             **os.environ,
             **docker.BUILDKIT,

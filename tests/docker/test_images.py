@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import zipfile
 
 import pytest
+import yaml
 
 from harness import docker, product
 from harness.docker import Container
 from harness.express import Words
 from harness.http import Response
+from harness.load import Load
 from harness.wait import wait_until
 
 #: nothing a container could do without
@@ -36,6 +40,34 @@ def test_two_lines(onbuild: str, image: str, start) -> None:
     assert c.stop() == 0
 
 
+def wheel(name: str, source: str) -> bytes:
+    """A wheel of one module."""
+    buffer = io.BytesIO()
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(buffer, "w") as z:
+        z.writestr(f"{name}.py", source)
+        z.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        z.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+    return buffer.getvalue()
+
+
+@pytest.mark.long
+def test_hello_and_wheelhouse(onbuild: str, image: str, start) -> None:
+    """D2, D15: a script without any dependency; then what lies in wheelhouse alone is installed, without an index."""
+    files = docker.tree(product.ROOT / "examples" / "hello")
+    files["Dockerfile"] = f'FROM {onbuild}\nCMD ["app.wsgi"]\n'
+    docker.build(image, files)
+    assert start(image, options=HARDENED).ready().get().text.startswith("Hello from Python 3.")
+    files["wheelhouse/greeting-1.0-py3-none-any.whl"] = wheel("greeting", "WORD = 'Good day'\n")
+    script = str(files["app.wsgi"], "utf-8")
+    files["app.wsgi"] = "import greeting\n" + script.replace('"Hello from', '"{greeting.WORD} from')
+    docker.build(image, files, "--build-arg", "PIP_INDEX_URL=http://127.0.0.1:9/simple")
+    c = start(image, options=HARDENED).ready()
+    assert c.get().text.startswith("Good day from Python 3.")
+    assert c.exec("python", "-c", "import greeting; print(greeting.__file__)").startswith("/opt/venv/")
+
+
 @pytest.mark.long
 def test_two_lines_without_buildkit(onbuild: str, image: str, start) -> None:
     """D2: the builder that engines had before BuildKit takes the same two lines."""
@@ -52,13 +84,16 @@ def test_two_lines_without_buildkit(onbuild: str, image: str, start) -> None:
 )
 def test_user_and_read_only_root(probe: str, start, user: str) -> None:
     """D5: any user, a read-only root, no capability, no new privileges, the default seccomp profile."""
-    c = start(probe, options=(*HARDENED, "--tmpfs", "/var/tmp", "--user", user)).ready()
+    c = start(probe, options=(*HARDENED, "--tmpfs", "/var/tmp", "-v", "/data", "--user", user)).ready()
     v = json.loads(c.get().body)
     assert v["uid"] == int(user.split(":")[0]) and v["gid"] == int((user + ":0").split(":")[1])
     assert int(v["capabilities"], 16) == 0 and v["no_new_privs"] == "1" and v["seccomp"] == "2"
     # A body that is spooled to a file.
     body = b"x" * (2 << 20)
     assert json.loads(c.get("/body", method="POST", body=body).body) == {"length": len(body)}
+    # The place of the application's own files is writable for group 0, not for others.
+    c.exec("touch", "/data/kept", status=1 if v["gid"] else 0)
+    c.exec("touch", "/app/changed", status=1)
     assert c.stop() == 0
     assert "MWR" not in c.logs()
 
@@ -81,6 +116,20 @@ def test_stop_drains(probe: str, start) -> None:
     assert c.stop(10) == 0
     client.join(20)
     assert answers and answers[0].status == 200 and answers[0].complete
+
+
+def test_hup_loads_anew(probe: str, start) -> None:
+    """D6: HUP to the first process reaches the server: new workers, and no request is lost."""
+    c = start(probe).ready()
+    wait_until(lambda: "Serving" in c.output("stdout"), 20, "it has been announced")
+    pid = lambda: json.loads(c.get().body)["pid"]
+    before = pid()
+    with Load(c.port, clients=2) as load:
+        load.more(20)
+        docker.run("kill", "-s", "HUP", c.id)
+        wait_until(lambda: pid() != before, 30, "another worker answers", interval=0.05)
+        load.more(20)
+    assert not load.bad, load.bad[:5]
 
 
 def test_first_process_reaps(probe: str, start) -> None:
@@ -178,14 +227,36 @@ def test_health_and_readiness(probe: str, start) -> None:
     assert c.get(READY).status == 200
 
 
+def test_not_ready_while_it_stops(probe: str, start) -> None:
+    """D10, D13: told to stop, by the engine or by what Kubernetes runs first, it sends load balancers away and serves on."""
+    variables = ("-e", "MOD_WSGI_RS_READINESS=1", "-e", "MOD_WSGI_RS_STOP_DELAY=600")
+    stopping = start(probe, options=(*HARDENED, *variables)).ready(READY)
+    wait_until(lambda: "Serving" in stopping.output("stdout"), 20, "it has been announced")
+    docker.run("kill", "-s", "TERM", stopping.id)
+    wait_until(lambda: stopping.get(READY).status == 503, 10, "not ready", interval=0.05)
+    assert stopping.get().status == 200
+    # The second one ends the delay.
+    assert stopping.stop() == 0
+    deployment = yaml.safe_load((product.ROOT / "docker" / "kubernetes" / "base" / "deployment.yaml").read_text())
+    (web,) = deployment["spec"]["template"]["spec"]["containers"]
+    told = start(probe, options=(*HARDENED, *variables)).ready(READY)
+    docker.run("exec", "-d", told.id, *web["lifecycle"]["preStop"]["exec"]["command"])
+    wait_until(lambda: told.get(READY).status == 503, 10, "not ready", interval=0.05)
+    assert told.get().status == 200
+
+
 def test_json_access_log(probe: str, start) -> None:
     """D6: on request each line of the access log is a JSON object, on standard output; everything else is not there."""
     c = start(probe, options=(*HARDENED, "-e", "MOD_WSGI_RS_ACCESS_LOG_FORMAT=json")).ready()
-    c.get('/log?"quoted"', headers=[("User-Agent", "a \\ in it")])
+    answer = c.get('/log?"quoted"', headers=[("User-Agent", "a \\ in it")])
     lines = lambda: [json.loads(line) for line in c.output("stdout").splitlines() if line.startswith("{")]
     wait_until(lambda: any(r["target"] == '/log?"quoted"' for r in lines()), 10, "the request is logged", interval=0.1)
     record = next(r for r in lines() if r["target"] == '/log?"quoted"')
-    assert record["request_id"] and record["status"] == 200 and record["user_agent"] == "a \\ in it"
+    assert (
+        record["request_id"] == json.loads(answer.body)["request_id"]
+        and record["status"] == 200
+        and record["user_agent"] == "a \\ in it"
+    )
     assert 0 <= record["queue_seconds"] < 30 and 0 <= record["app_seconds"] <= record["seconds"] + 0.001
     # What the application prints stays apart.
     assert "that" in c.output("stderr") and not any(line.startswith("{") for line in c.output("stderr").splitlines())
@@ -286,7 +357,8 @@ def test_hook_build_and_project(onbuild: str, image: str, start) -> None:
 @pytest.mark.long
 def test_worker_out_of_memory(probe: str, start) -> None:
     """D15: a worker that reaches the container's limit is ended by the kernel: its client gets an error, the site goes on."""
-    options = ("--memory", "200m", "--memory-swap", "200m", "-e", "MOD_WSGI_RS_MAX_RSS=0")
+    # One process, so that it is the one that is asked first and is ended.
+    options = ("--memory", "200m", "--memory-swap", "200m", "-e", "MOD_WSGI_RS_MAX_RSS=0", "-e", "WEB_CONCURRENCY=1")
     c = start(probe, options=options).ready()
     worker = json.loads(c.get().body)["pid"]
     answer = c.get("/eat?mib=400", timeout=60)

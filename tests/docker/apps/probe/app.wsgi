@@ -30,7 +30,7 @@ def application(environ, start_response):
         answer = {"length": len(environ["wsgi.input"].read())}
     elif path == "/log":
         print("päge \"said\" <this>\tand that", file=sys.stderr, flush=True)
-        answer = {}
+        answer = {"request_id": environ["mod_wsgi.request_id"]}
     else:
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
         answer = {
