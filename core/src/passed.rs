@@ -11,6 +11,7 @@ use crate::conn::ConnError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, OFlags, Statx, StatxFlags, fcntl_get_seals, fcntl_getfl, fstatfs, statx};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -68,6 +69,20 @@ impl Passed {
         }
         if offset.checked_add(len).is_none_or(|end| end > st.stx_size) {
             return Err(ConnError::Descriptor("shorter than announced"));
+        }
+        self.fd.take().ok_or(ConnError::Descriptor("gone"))
+    }
+}
+
+impl Passed {
+    /// Lets through what ADOPT may pass: a stream socket of this machine. Never blocks.
+    pub fn socket(mut self) -> Result<OwnedFd, ConnError> {
+        let Some(fd) = &self.fd else { return Err(ConnError::Descriptor("gone")) };
+        // Other files are not asked: the kernel knows what is no socket.
+        let domain = sockopt::socket_domain(fd).map_err(|_| ConnError::Descriptor("not a socket"))?;
+        let kind = sockopt::socket_type(fd).map_err(ConnError::Lost)?;
+        if domain != AddressFamily::UNIX || kind != SocketType::STREAM {
+            return Err(ConnError::Descriptor("not a stream socket of this machine"));
         }
         self.fd.take().ok_or(ConnError::Descriptor("gone"))
     }
@@ -230,6 +245,20 @@ mod tests {
                 Err(ConnError::Descriptor("shorter than announced"))
             ));
         }
+    }
+
+    #[test]
+    fn only_a_stream_socket_of_this_machine_is_adopted() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        assert!(passed(a).0.socket().is_ok());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(passed(reader).0.socket().is_err());
+        assert!(passed(file(10)).0.socket().is_err());
+        let (p, trust) = passed(std::os::unix::net::UnixDatagram::unbound().unwrap());
+        assert!(p.socket().is_err());
+        // what may wait when it is closed (SO_LINGER) is kept, and the worker believed nothing any more
+        let (p, lost) = passed(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        assert!(p.socket().is_err() && lost.is_lost() && trust.is_lost());
     }
 
     #[test]

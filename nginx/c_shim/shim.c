@@ -59,6 +59,11 @@ ngx_int_t mwr_add_read(ngx_event_t *ev)
     return ngx_handle_read_event(ev, 0);
 }
 
+ngx_int_t mwr_add_write(ngx_event_t *ev)
+{
+    return ngx_handle_write_event(ev, 0);
+}
+
 ngx_atomic_uint_t mwr_connection_number(void)
 {
     return ngx_atomic_fetch_add(ngx_connection_counter, 1);

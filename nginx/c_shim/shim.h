@@ -28,8 +28,9 @@ void mwr_post_event(ngx_event_t *ev);
 void mwr_unpost_event(ngx_event_t *ev);
 /* ngx_add_conn, or the two events where the event module has no add_conn. */
 ngx_int_t mwr_add_conn(ngx_connection_t *c);
-/* ngx_add_event of a read event, edge-triggered where that exists. */
+/* ngx_add_event of a read or write event, edge-triggered where that exists. */
 ngx_int_t mwr_add_read(ngx_event_t *ev);
+ngx_int_t mwr_add_write(ngx_event_t *ev);
 /* ngx_atomic_fetch_add(ngx_connection_counter, 1) */
 ngx_atomic_uint_t mwr_connection_number(void);
 /* Seconds since the epoch at the request's start and milliseconds, in microseconds. */

@@ -55,6 +55,8 @@ pub struct Script {
     pub at: String,
     /// What the file was when it was last looked at.
     pub seen: Cell<Seen>,
+    /// So many of its next requests get connections of their own: an answer has needed one.
+    pub aside: Cell<u32>,
 }
 
 /// What a script's file was at a time of nginx's clock.

@@ -6,9 +6,11 @@
 #![allow(unsafe_code)]
 
 use crate::guard::callback;
+use crate::lane::{self, Lane};
 use crate::log;
 use crate::peer::{self, Before};
-use crate::process::Group;
+use crate::process::{Group, current};
+use crate::request::Request;
 use crate::sys;
 use mod_wsgi_core::passed::{Passed, Trust};
 use mod_wsgi_core::reader::{Item, Reader};
@@ -33,6 +35,8 @@ const AGAIN: isize = sys::NGX_AGAIN as isize;
 const FAILED: isize = sys::NGX_ERROR as isize;
 /// Most descriptors that may wait unclaimed; a worker sends one with each FILE.
 const MAX_WAITING_FDS: usize = 2;
+/// Largest inbox that is kept for the next request, bytes.
+const KEPT: usize = 64 * 1024;
 /// Longest HELLO of a worker, with its header.
 const HELLO: usize = 72;
 
@@ -54,6 +58,15 @@ pub struct Wire {
     late: Reader,
     /// BODY_END is to be sent before the next request: nobody wanted the body, or its rest.
     owes_end: bool,
+    /// What its request rides on; then the record has no socket of its own.
+    lane: Option<Rc<Lane>>,
+    row: u16,
+    row_generation: u32,
+    /// What the lane has brought for it, from `inbox_at` on.
+    inbox: Vec<u8>,
+    inbox_at: usize,
+    /// Why the lane has ended.
+    stranded: Option<String>,
 }
 
 /// Whether a connection leads to this incarnation of its slot.
@@ -64,12 +77,17 @@ pub fn leads_to(wire: *mut Wire, generation: u32) -> bool {
 
 /// A record of nginx's for a descriptor; `None` when there is none left, which nginx has logged.
 fn record(fd: OwnedFd, log: *mut sys::ngx_log_t) -> Option<*mut sys::ngx_connection_t> {
-    // SAFETY: nginx gives a record for the descriptor, or null; the descriptor belongs to the record from then on. The
-    // fields set are those that ngx_event_connect_peer sets.
+    let c = bare_record(fd.as_raw_fd(), log)?;
+    // The descriptor belongs to the record from now on.
+    let _ = fd.into_raw_fd();
+    Some(c)
+}
+
+fn bare_record(fd: i32, log: *mut sys::ngx_log_t) -> Option<*mut sys::ngx_connection_t> {
+    // SAFETY: nginx gives a record for the descriptor, or null. The fields set are those that ngx_event_connect_peer sets.
     unsafe {
-        let c = sys::ngx_get_connection(fd.as_raw_fd(), log);
+        let c = sys::ngx_get_connection(fd, log);
         let k = c.as_mut()?;
-        let _ = fd.into_raw_fd();
         k.recv = Some(receive);
         k.recv_chain = Some(receive_chain);
         k.send = None;
@@ -98,6 +116,12 @@ fn wire(c: *mut sys::ngx_connection_t, group: Option<Rc<Group>>, slot: u16, slot
         fds: VecDeque::new(),
         late: Reader::default(),
         owes_end: false,
+        lane: None,
+        row: 0,
+        row_generation: 0,
+        inbox: Vec::new(),
+        inbox_at: 0,
+        stranded: None,
     }))
 }
 
@@ -112,12 +136,7 @@ pub enum OpenError {
 
 /// Connects to a worker and says HELLO. Its answer is read before the first request is sent.
 pub fn open(group: &Rc<Group>, lease: &Lease, client: u32, log: *mut sys::ngx_log_t) -> Result<*mut Wire, OpenError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // A Unix socket connects at once or not at all: a full backlog is EAGAIN.
-    connect(&fd, &SocketAddrUnix::new(group.pool.socket_path(lease))?)?;
-    send(&fd, &group.pool.hello(client), SendFlags::NOSIGNAL)?;
-    let c = record(fd, log).ok_or(OpenError::Records)?;
+    let c = dial(group, lease, client, log)?;
     // SAFETY: the record is ours; the event module watches it from now on.
     unsafe {
         if sys::mwr_add_conn(c) != 0 {
@@ -127,6 +146,111 @@ pub fn open(group: &Rc<Group>, lease: &Lease, client: u32, log: *mut sys::ngx_lo
         (*(*c).write).set_ready(1);
     }
     Ok(wire(c, Some(group.clone()), lease.slot, lease.slot_generation))
+}
+
+/// A record for a new socket to a worker on which HELLO has been sent; nothing watches it yet.
+pub fn dial(
+    group: &Rc<Group>,
+    lease: &Lease,
+    client: u32,
+    log: *mut sys::ngx_log_t,
+) -> Result<*mut sys::ngx_connection_t, OpenError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // A Unix socket connects at once or not at all: a full backlog is EAGAIN.
+    connect(&fd, &SocketAddrUnix::new(group.pool.socket_path(lease))?)?;
+    send(&fd, &group.pool.hello(client), SendFlags::NOSIGNAL)?;
+    record(fd, log).ok_or(OpenError::Records)
+}
+
+/// A connection for a request that rides on a lane: one that has been used, or a new record.
+pub fn board(
+    lane: &Rc<Lane>,
+    group: &Rc<Group>,
+    lease: &Lease,
+    log: *mut sys::ngx_log_t,
+) -> Result<*mut Wire, OpenError> {
+    let process = current().ok_or(OpenError::Records)?;
+    // nginx asks the socket of a connection whether it has failed. This one never does.
+    let fd = process.quiet();
+    let w = match process.take_socketless() {
+        Some(w) => w,
+        None => {
+            let c = bare_record(fd, log).ok_or(OpenError::Records)?;
+            // SAFETY: the record is ours. The event module never hears of it: taken for active, nothing adds it.
+            unsafe {
+                (*(*c).read).set_active(1);
+                (*(*c).write).set_active(1);
+                (*(*c).write).set_ready(1);
+            }
+            wire(c, None, 0, 0)
+        }
+    };
+    // SAFETY: a live wire that nobody else has.
+    unsafe {
+        employ(w, log);
+        let (k, word) = (&mut *w, lease.word);
+        (*k.c).fd = fd;
+        k.group = Some(group.clone());
+        (k.slot, k.slot_generation) = (lease.slot, lease.slot_generation);
+        (k.row, k.row_generation) = (lease.row, word.generation);
+        k.greeted = true;
+        k.reused = lane.was_used();
+        k.lane = Some(lane.clone());
+        lane.board(k.row, k.row_generation, w);
+    }
+    Ok(w)
+}
+
+/// Puts what a lane has brought into the inbox of its row's connection; gives how much waits there.
+pub fn deposit(wire: *mut Wire, bytes: &[u8]) -> usize {
+    // SAFETY: a live wire: lanes know only those that ride.
+    let w = unsafe { &mut *wire };
+    w.inbox.extend_from_slice(bytes);
+    w.inbox.len() - w.inbox_at
+}
+
+/// Makes nginx read a connection that has something in its inbox, or has lost its lane.
+pub fn wake(wire: *mut Wire) {
+    // SAFETY: a live wire of a request. The handler may end the request and free the wire: nothing is touched after it.
+    unsafe {
+        let c = (*wire).c;
+        (*(*c).read).set_ready(1);
+        if let Some(handler) = (*(*c).read).handler {
+            handler((*c).read);
+        }
+    }
+}
+
+/// The lane has ended, and is closed: nothing more will come.
+pub fn strand(wire: *mut Wire, why: &str) {
+    // SAFETY: a live wire that rode on the lane.
+    unsafe { (*wire).stranded = Some(why.to_owned()) };
+    wake(wire);
+}
+
+/// Gives a connection that rode on a lane, and has been taken off it, a socket of its own.
+pub fn adopt(wire: *mut Wire, socket: OwnedFd) {
+    // SAFETY: a live wire of a request, whose record had no socket of its own.
+    unsafe {
+        let w = &mut *wire;
+        w.lane = None;
+        let c = &mut *w.c;
+        c.fd = socket.into_raw_fd();
+        (*c.read).set_active(0);
+        (*c.write).set_active(0);
+        if sys::mwr_add_conn(c) != 0 {
+            w.stranded = Some("connection lost: no event can be had".to_owned());
+        }
+        if let Some(script) = &Request::new(c.data.cast()).location().script {
+            script.aside.set(lane::ASIDE);
+        }
+        if w.inbox_at == w.inbox.len() && w.stranded.is_none() {
+            (*c.read).set_ready(0);
+        } else {
+            sys::mwr_post_event(c.read);
+        }
+    }
 }
 
 thread_local! {
@@ -167,6 +291,11 @@ pub fn stand_in(log: *mut sys::ngx_log_t) -> Result<(*mut Wire, Option<Errno>), 
 }
 
 impl Wire {
+    /// Its request shares a lane with others.
+    pub fn rides(&self) -> bool {
+        self.lane.is_some()
+    }
+
     pub fn is_stand_in(&self) -> bool {
         self.group.is_none()
     }
@@ -216,11 +345,47 @@ impl Wire {
         }
     }
 
-    /// One `recvmsg` into `iov`: how many bytes, 0 for nothing at present.
+    /// What is there for `iov`: how many bytes, 0 for nothing at present.
     fn take(&mut self, iov: &mut [libc::iovec]) -> Result<usize, String> {
+        let waiting = &self.inbox[self.inbox_at..];
+        if !waiting.is_empty() {
+            let mut n = 0;
+            for v in iov {
+                let part = v.iov_len.min(waiting.len() - n);
+                // SAFETY: the pieces of `iov` are writable (the caller's buffers) and lie apart from the inbox.
+                unsafe { std::ptr::copy_nonoverlapping(waiting[n..].as_ptr(), v.iov_base.cast::<u8>(), part) };
+                n += part;
+            }
+            self.inbox_at += n;
+            if self.inbox_at == self.inbox.len() {
+                self.inbox.clear();
+                self.inbox_at = 0;
+            }
+            return Ok(n);
+        }
+        if let Some(why) = &self.stranded {
+            return Err(why.clone());
+        }
+        if self.lane.is_some() {
+            return Ok(0);
+        }
+        let trust = self.group.as_ref().map_or_else(|| Trust::new(false), |g| g.pool.trust.clone());
+        // SAFETY: the record's descriptor is open for as long as the wire lives.
+        receive_from(unsafe { (*self.c).fd }, iov, &trust, &mut self.fds)
+    }
+}
+
+/// One `recvmsg` into `iov`: how many bytes, 0 for nothing at present. What is passed goes to `fds`.
+pub fn receive_from(
+    fd: i32,
+    iov: &mut [libc::iovec],
+    trust: &Trust,
+    fds: &mut VecDeque<Passed>,
+) -> Result<usize, String> {
+    {
         // Aligned for a control message of one descriptor. Without room the kernel drops what was passed.
         let mut space = [0u64; 4];
-        let lost = self.group.as_ref().is_some_and(|g| g.pool.trust.is_lost());
+        let lost = trust.is_lost();
         let (n, flags) = loop {
             // SAFETY: all zero is a value of msghdr; the pieces of `iov` are writable (the caller's buffers), the control
             // buffer has the length that is told.
@@ -230,7 +395,7 @@ impl Wire {
                 m.msg_iovlen = iov.len() as _;
                 m.msg_control = space.as_mut_ptr().cast();
                 m.msg_controllen = if lost { 0 } else { libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) as _ };
-                let n = libc::recvmsg((*self.c).fd, &raw mut m, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT);
+                let n = libc::recvmsg(fd, &raw mut m, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT);
                 if n >= 0 {
                     let mut h = libc::CMSG_FIRSTHDR(&raw const m);
                     while let Some(head) = h.as_ref() {
@@ -239,9 +404,7 @@ impl Wire {
                             let count = (head.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<libc::c_int>();
                             for i in 0..count {
                                 let fd = OwnedFd::from_raw_fd(data.add(i).read_unaligned());
-                                let trust =
-                                    self.group.as_ref().map_or_else(|| Trust::new(false), |g| g.pool.trust.clone());
-                                self.fds.push_back(Passed::new(fd, &trust));
+                                fds.push_back(Passed::new(fd, trust));
                             }
                         }
                         h = libc::CMSG_NXTHDR(&raw const m, h);
@@ -258,7 +421,7 @@ impl Wire {
                 e => return Err(format!("connection lost: {e}")),
             }
         };
-        if flags & libc::MSG_CTRUNC != 0 || self.fds.len() > MAX_WAITING_FDS {
+        if flags & libc::MSG_CTRUNC != 0 || fds.len() > MAX_WAITING_FDS {
             return Err("passed descriptor is refused: more than one with a frame".to_owned());
         }
         if n == 0 {
@@ -393,6 +556,17 @@ unsafe extern "C" fn send_chain(
                     (*(*c).write).set_ready(0);
                     return link;
                 }
+                if let Some(lane) = &(*wire).lane {
+                    if let Some(why) = &(*wire).stranded {
+                        (*(*c).write).set_error(1);
+                        (*x).lost(why.clone());
+                        return failed;
+                    }
+                    lane.send(bytes);
+                    (*c).sent += bytes.len() as sys::off_t;
+                    b.pos = b.last;
+                    continue;
+                }
                 let body = (*x).body_to_send().filter(|_| (*c).sent == 0);
                 match transmit((*wire).fd(), bytes, body) {
                     Ok(n) => {
@@ -419,13 +593,14 @@ unsafe extern "C" fn send_chain(
 fn transmit(fd: BorrowedFd<'_>, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> Result<usize, Errno> {
     loop {
         let sent = match pass {
-            None => send(fd, bytes, SendFlags::NOSIGNAL),
+            // Also where the worker has made a socket that it has passed a blocking one.
+            None => send(fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT),
             Some(pass) => {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
                 let fds = [pass];
                 control.push(SendAncillaryMessage::ScmRights(&fds));
-                sendmsg(fd, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+                sendmsg(fd, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
             }
         };
         match sent {
@@ -444,18 +619,74 @@ pub unsafe fn transmit_parts(fd: i32, first: &[u8], second: &[u8]) -> Result<usi
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     loop {
         let parts = [IoSlice::new(first), IoSlice::new(second)];
-        match sendmsg(fd, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+        match sendmsg(fd, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Err(Errno::INTR) => {}
             other => return other,
         }
     }
 }
 
-/// Frees a wire whose record nginx closes.
-pub fn discard(wire: *mut Wire) {
-    if !wire.is_null() {
-        // SAFETY: a box of this module that nobody refers to any more.
-        drop(unsafe { Box::from_raw(wire) });
+/// Frees a wire that its request gives up. nginx closes the record, unless it has no socket of its own.
+pub fn discard(wire: *mut Wire, pc: &mut sys::ngx_peer_connection_t) {
+    // SAFETY: a live wire of the request whose peer this is.
+    if unsafe { (*wire).lane.is_some() } {
+        pc.connection = null_mut();
+        return put_away(wire);
+    }
+    // SAFETY: a box of this module that nobody refers to any more.
+    drop(unsafe { Box::from_raw(wire) });
+}
+
+/// Takes a connection without a socket from its request: it is used again, or freed.
+fn put_away(wire: *mut Wire) {
+    // SAFETY: a live wire whose request gives it up; its record is ours, and nothing watches it.
+    unsafe {
+        let w = &mut *wire;
+        if let Some(lane) = w.lane.take() {
+            lane.alight(w.row, w.row_generation);
+        }
+        let c = &mut *w.c;
+        c.fd = -1;
+        sys::mwr_del_timer(c.read);
+        sys::mwr_del_timer(c.write);
+        sys::mwr_unpost_event(c.read);
+        sys::mwr_unpost_event(c.write);
+        (*c.read).set_ready(0);
+        c.data = null_mut();
+        tell(c, log::of_process());
+        let spoiled = (*c.read).error() != 0
+            || (*c.read).eof() != 0
+            || (*c.read).timedout() != 0
+            || (*c.write).error() != 0
+            || (*c.write).timedout() != 0
+            || w.stranded.is_some()
+            || w.has_fds();
+        // A large inbox is not kept.
+        if spoiled || w.inbox.capacity() > KEPT {
+            return dispose(wire);
+        }
+        w.inbox.clear();
+        w.inbox_at = 0;
+        w.group = None;
+        match current() {
+            Some(p) => p.keep_socketless(wire),
+            None => dispose(wire),
+        }
+    }
+}
+
+/// Frees a connection without a socket.
+pub fn dispose(wire: *mut Wire) {
+    // SAFETY: a box of this module that nobody refers to any more; its record is given back with its pool. It has no
+    // descriptor that could be closed.
+    unsafe {
+        let c = (*wire).c;
+        drop(Box::from_raw(wire));
+        if !(*c).pool.is_null() {
+            sys::ngx_destroy_pool((*c).pool);
+            (*c).pool = null_mut();
+        }
+        sys::ngx_free_connection(c);
     }
 }
 
@@ -464,7 +695,7 @@ pub fn close(wire: *mut Wire) {
     // SAFETY: a box of this module that is in no list any more; its record is ours to close, with its pool.
     unsafe {
         let c = (*wire).c;
-        discard(wire);
+        drop(Box::from_raw(wire));
         if !(*c).pool.is_null() {
             sys::ngx_destroy_pool((*c).pool);
             (*c).pool = null_mut();
@@ -478,15 +709,15 @@ pub fn close(wire: *mut Wire) {
 pub fn release(wire: *mut Wire, reader: Reader, owes_end: bool) {
     // SAFETY: a live wire whose request gives it up; nginx's record and its events live as long as it.
     unsafe {
-        let c = &mut *(*wire).c;
-        let log = log::of_process();
-        c.data = wire.cast();
-        c.log = log;
-        (*c.read).log = log;
-        (*c.write).log = log;
-        if !c.pool.is_null() {
-            (*c.pool).log = log;
+        if (*wire).lane.is_some() {
+            // Records may lie behind the end of the answer.
+            let mut reader = reader;
+            rest(&mut reader, &(&(*wire).inbox)[(*wire).inbox_at..]);
+            return put_away(wire);
         }
+        let c = &mut *(*wire).c;
+        c.data = wire.cast();
+        tell(c, log::of_process());
         sys::mwr_del_timer(c.read);
         sys::mwr_del_timer(c.write);
         sys::mwr_unpost_event(c.write);
@@ -516,13 +747,14 @@ unsafe fn keep(wire: *mut Wire) {
     // SAFETY: see above.
     unsafe {
         let c = &mut *(*wire).c;
-        if !(*wire).late.is_between() || (*wire).has_fds() || (*c.read).pending_eof() != 0 {
+        if !(*wire).late.is_between() || (*wire).has_fds() || !(*wire).inbox.is_empty() || (*c.read).pending_eof() != 0
+        {
             return close(wire);
         }
         if std::mem::take(&mut (*wire).owes_end) {
             let mut end = Vec::new();
             encode::empty(&mut end, Kind::BodyEnd, 0);
-            if send((*wire).fd(), &end, SendFlags::NOSIGNAL) != Ok(end.len()) {
+            if send((*wire).fd(), &end, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) != Ok(end.len()) {
                 return close(wire);
             }
         }
@@ -547,7 +779,18 @@ pub fn employ(wire: *mut Wire, log: *mut sys::ngx_log_t) {
         (*c.read).set_channel(0);
         c.sent = 0;
         c.data = null_mut();
-        c.log = log;
+        tell(c, log);
+    }
+}
+
+/// Gives a record the log of whoever has it now: that of a request ends with its client's connection.
+///
+/// # Safety
+/// `c` is a live record.
+unsafe fn tell(c: &mut sys::ngx_connection_t, log: *mut sys::ngx_log_t) {
+    c.log = log;
+    // SAFETY: a record's events, and its pool if it has one, live as long as it.
+    unsafe {
         (*c.read).log = log;
         (*c.write).log = log;
         if !c.pool.is_null() {

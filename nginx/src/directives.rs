@@ -191,8 +191,13 @@ unsafe extern "C" fn set_script(
             }
             String::from_utf8_lossy(bytes(&name)).into_owned()
         };
-        loc.script =
-            Some(Rc::new(Script { file: name, mount: mount.to_vec(), at: place(cf), seen: Default::default() }));
+        loc.script = Some(Rc::new(Script {
+            file: name,
+            mount: mount.to_vec(),
+            at: place(cf),
+            seen: Default::default(),
+            aside: Default::default(),
+        }));
         null_mut()
     })
 }

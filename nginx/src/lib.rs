@@ -12,6 +12,7 @@ mod feed;
 mod guard;
 mod handler;
 mod hooks;
+mod lane;
 mod log;
 mod peer;
 mod pool;

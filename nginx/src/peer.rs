@@ -6,6 +6,7 @@ use crate::conn::{self, OpenError, Wire};
 use crate::feed::{Feed, Left};
 use crate::guard::callback;
 use crate::handler;
+use crate::lane;
 use crate::log;
 use crate::process::{Failure, Group, Process, Ticket, current};
 use crate::request::Request;
@@ -17,7 +18,8 @@ use mod_wsgi_core::reader::Reader;
 use mod_wsgi_core::response::Framer;
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_scoreboard::layout::header;
-use mod_wsgi_wire::encode::{RowRef, bytes_only, patch_row};
+use mod_wsgi_wire::encode::{RowRef, bytes_only, for_lane, patch_row};
+use mod_wsgi_wire::limits::MAX_LANE_REQUEST;
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -324,12 +326,16 @@ impl Exchange {
             }
         };
         self.tries += 1;
-        let opened = match group.take_idle(lease.slot, lease.slot_generation) {
-            Some(wire) => {
-                conn::employ(wire, log);
-                Ok(wire)
+        let opened = if self.may_ride() {
+            group.lane(&lease, client, log).and_then(|lane| conn::board(&lane, &group, &lease, log))
+        } else {
+            match group.take_idle(lease.slot, lease.slot_generation) {
+                Some(wire) => {
+                    conn::employ(wire, log);
+                    Ok(wire)
+                }
+                None => conn::open(&group, &lease, client, log),
             }
-            None => conn::open(&group, &lease, client, log),
         };
         match opened {
             Ok(wire) => {
@@ -354,6 +360,20 @@ impl Exchange {
                 Ok(Taken::Wait)
             }
         }
+    }
+
+    /// Whether the request may share a connection with others: small, whole, and probably with a small answer.
+    fn may_ride(&self) -> bool {
+        // SAFETY: the request lives as long as its exchange.
+        let Some(script) = &unsafe { Request::new(self.r) }.location().script else { return false };
+        let fits = !self.feed.is_streamed() && self.body.is_none() && self.frame.len() <= MAX_LANE_REQUEST;
+        let trusted = self.group.as_ref().is_some_and(|g| !g.pool.trust.is_lost());
+        if !fits || !trusted || !lane::possible() {
+            return false;
+        }
+        let aside = script.aside.get();
+        script.aside.set(aside.saturating_sub(1));
+        aside == 0
     }
 
     /// Fails a request that has waited as long as wsgi_connect_timeout allows. nginx's own timer begins anew with every look.
@@ -404,6 +424,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                             client: lease.word.client,
                         };
                         patch_row(&mut x.frame, 0, &row);
+                        for_lane(&mut x.frame, 0, (*wire).rides());
                     }
                     if let Some(g) = &x.group {
                         if g.pool.trust.is_lost() {
@@ -463,7 +484,7 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
         };
         // SAFETY: a live wire.
         if unsafe { (*wire).is_stand_in() } {
-            conn::discard(wire);
+            conn::discard(wire, pc);
             // Waited: look again. Failed, or nginx's own time-out: the end.
             pc.tries = usize::from(failed && x.woken && x.failure.is_none()) as sys::ngx_uint_t;
             if pc.tries > 0 {
@@ -471,8 +492,8 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
             }
             return;
         }
-        let Some(lease) = x.lease.take() else { return conn::discard(wire) };
-        let Some(group) = x.group.clone() else { return conn::discard(wire) };
+        let Some(lease) = x.lease.take() else { return conn::discard(wire, pc) };
+        let Some(group) = x.group.clone() else { return conn::discard(wire, pc) };
         if another {
             // SAFETY: the request lives as long as its exchange, and nginx reads nothing more of this answer.
             unsafe {
@@ -487,7 +508,7 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
             }
             let left = x.feed.left(x.reader.done());
             if left == Left::Broken {
-                return conn::discard(wire);
+                return conn::discard(wire, pc);
             }
             // nginx must not close it.
             pc.connection = std::ptr::null_mut();
@@ -495,7 +516,7 @@ unsafe extern "C" fn free(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void
         }
         // SAFETY: a live wire.
         let reused = unsafe { (*wire).reused };
-        conn::discard(wire);
+        conn::discard(wire, pc);
         // Whoever asks for the body has begun, whatever the row says.
         let nothing_ran = (x.recalled || x.not_run || group.pool.table.recall(&lease)) && !x.feed.has_begun();
         if !nothing_ran {

@@ -3,8 +3,9 @@
 //! because asking the supervisor waits.
 #![allow(unsafe_code)]
 
-use crate::conn::{self, Wire};
+use crate::conn::{self, OpenError, Wire};
 use crate::guard::callback;
+use crate::lane::Lane;
 use crate::log;
 use crate::peer::Exchange;
 use crate::sys;
@@ -12,7 +13,9 @@ use mod_wsgi_core::error::{RequestError, Verdict};
 use mod_wsgi_core::link::Link;
 use mod_wsgi_core::pool::{Limits, Look, Pool};
 use mod_wsgi_core::runtime::{Runtime, is_watched};
+use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_wire::frame::{AbortReason, Level};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -66,6 +69,8 @@ pub struct Group {
     pub pool: Arc<Pool>,
     /// By slot, last used on top: few sockets stay warm.
     idle: RefCell<Vec<Vec<*mut Wire>>>,
+    /// By slot: what small requests share.
+    lanes: RefCell<Vec<Option<Rc<Lane>>>>,
     /// For `$upstream_addr` and nginx's messages.
     pub name: Box<(String, sys::ngx_str_t)>,
 }
@@ -75,7 +80,12 @@ impl Group {
         let slots = pool.shape().slots as usize;
         let text = format!("wsgi:{}", pool.label());
         let s = sys::ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
-        Group { pool, idle: RefCell::new(vec![Vec::new(); slots]), name: Box::new((text, s)) }
+        Group {
+            pool,
+            idle: RefCell::new(vec![Vec::new(); slots]),
+            lanes: RefCell::new(vec![None; slots]),
+            name: Box::new((text, s)),
+        }
     }
 
     /// An idle connection to that incarnation of the slot.
@@ -86,6 +96,35 @@ impl Group {
                 return Some(wire);
             }
             conn::close(wire);
+        }
+    }
+
+    /// The lane to that incarnation of a slot.
+    pub fn lane(self: &Rc<Self>, lease: &Lease, client: u32, log: *mut sys::ngx_log_t) -> Result<Rc<Lane>, OpenError> {
+        let place = lease.slot as usize;
+        let old = self.lanes.borrow_mut().get_mut(place).and_then(Option::take);
+        let lane = match old {
+            Some(lane) if lane.takes(lease.slot_generation) => lane,
+            old => {
+                if let Some(old) = old {
+                    old.leave();
+                }
+                Lane::open(self, lease, client, log)?
+            }
+        };
+        if let Some(entry) = self.lanes.borrow_mut().get_mut(place) {
+            *entry = Some(lane.clone());
+        }
+        Ok(lane)
+    }
+
+    /// Forgets a lane that has been closed.
+    pub fn forget_lane(&self, lane: &Lane) {
+        let mut lanes = self.lanes.borrow_mut();
+        if let Some(entry) = lanes.get_mut(lane.slot as usize)
+            && entry.as_ref().is_some_and(|l| std::ptr::eq(&**l, lane))
+        {
+            *entry = None;
         }
     }
 
@@ -120,6 +159,8 @@ impl Group {
     fn close_all(&self) {
         let all: Vec<*mut Wire> = self.idle.borrow_mut().iter_mut().flat_map(std::mem::take).collect();
         all.into_iter().for_each(conn::close);
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow_mut().iter_mut().filter_map(Option::take).collect();
+        lanes.iter().for_each(|l| l.leave());
     }
 }
 
@@ -198,6 +239,10 @@ pub struct Process {
     bell_connection: Cell<*mut sys::ngx_connection_t>,
     pid: u32,
     frames: RefCell<Vec<Vec<u8>>>,
+    /// Connections without sockets, for requests that ride on lanes.
+    spares: RefCell<Vec<*mut Wire>>,
+    /// A socket that nothing is connected to: what nginx sees of connections without one.
+    quiet: OwnedFd,
 }
 
 struct Local(Cell<*const Process>);
@@ -211,6 +256,8 @@ pub fn current() -> Option<&'static Process> {
     unsafe { PROCESS.0.get().as_ref() }
 }
 
+/// Most connections without sockets that are kept: each is one of nginx's records.
+const SPARES: usize = 64;
 /// Largest frame kept for the next request.
 const KEPT: usize = 16 * 1024;
 
@@ -219,6 +266,7 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
     generation.runtime.begin_child()?;
     let link = generation.runtime.shared_link().ok_or_else(|| std::io::Error::other("no link"))?;
     let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)?;
+    let quiet = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let (jobs, orders) = channel::<Job>();
     let answers: Answers = Arc::default();
     let (own_link, own_answers, own_bell) = (link.clone(), answers.clone(), bell.try_clone()?);
@@ -247,6 +295,8 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
         bell_connection: Cell::new(std::ptr::null_mut()),
         pid: std::process::id(),
         frames: RefCell::default(),
+        spares: RefCell::default(),
+        quiet,
     });
     process.watch_bell();
     let process: &'static Process = Box::leak(process);
@@ -330,6 +380,26 @@ impl Process {
         if frame.capacity() <= KEPT && self.frames.borrow().len() < 64 {
             frame.clear();
             self.frames.borrow_mut().push(frame);
+        }
+    }
+
+    /// A socket that never fails, and never has anything.
+    pub fn quiet(&self) -> i32 {
+        self.quiet.as_raw_fd()
+    }
+
+    /// A connection without a socket, and back.
+    pub fn take_socketless(&self) -> Option<*mut Wire> {
+        self.spares.borrow_mut().pop()
+    }
+
+    pub fn keep_socketless(&self, wire: *mut Wire) {
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < SPARES {
+            spares.push(wire);
+        } else {
+            drop(spares);
+            conn::dispose(wire);
         }
     }
 
@@ -462,6 +532,7 @@ impl Process {
     /// Closes what is open: the process ends.
     pub fn end(&self) {
         self.groups.borrow().iter().for_each(|g| g.close_all());
+        std::mem::take(&mut *self.spares.borrow_mut()).into_iter().for_each(conn::dispose);
         self.sent_timer.borrow_mut().stop();
         self.park_timer.borrow_mut().stop();
         let c = self.bell_connection.replace(std::ptr::null_mut());

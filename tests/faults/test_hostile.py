@@ -124,7 +124,7 @@ s = socket.socket(socket.AF_UNIX)
 s.settimeout(10)
 try:
     s.connect(path)
-    s.sendall(struct.pack("<IBBH", 24, 1, 0, 0) + struct.pack("<HHI", 1, 0, 1) + b"\x11" * 16)
+    s.sendall(struct.pack("<IBBH", 24, 1, 0, 0) + struct.pack("<HHI", 2, 0, 1) + b"\x11" * 16)
     print("answered" if s.recv(100) else "closed")
 except OSError as e:
     print(type(e).__name__)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 from .server import Server
 
-HELLO, REQUEST, RESPONSE, DATA, FILE, END, DONE = 1, 2, 6, 7, 8, 10, 11
+VERSION = 2
+HELLO, REQUEST, RESPONSE, DATA, FILE, LOG, END, DONE, ABORT, REPLY, ADOPT = 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14
+F_LANE = 32
 
 
 def frame(kind: int, payload: bytes = b"", flags: int = 0, length: int | None = None) -> bytes:
@@ -19,7 +21,7 @@ def frame(kind: int, payload: bytes = b"", flags: int = 0, length: int | None = 
     return struct.pack("<IBBH", len(payload) if length is None else length, kind, flags, 0) + payload
 
 
-def hello(token: bytes = b"\0" * 16, version: int = 1) -> bytes:
+def hello(token: bytes = b"\0" * 16, version: int = VERSION) -> bytes:
     """A server's greeting."""
     return frame(HELLO, struct.pack("<HHI", version, 0, 1) + token)
 
@@ -55,7 +57,7 @@ class FakeWorker:
         os.chmod(path, 0o600)
         self.listener.listen(50)
         slot, generation = os.path.basename(path).split(".")
-        self.hello = frame(HELLO, struct.pack("<HHI", 1, int(slot), int(generation)))
+        self.hello = frame(HELLO, struct.pack("<HHI", VERSION, int(slot), int(generation)))
         self.play, self.connections = play, 0
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -79,20 +81,26 @@ class FakeWorker:
 
 def read_frame(s: socket.socket) -> tuple[int, bytes]:
     """Kind and payload of the next one."""
+    kind, payload, _ = read_flagged(s)
+    return kind, payload
+
+
+def read_flagged(s: socket.socket) -> tuple[int, bytes, int]:
+    """Kind, payload and flags of the next frame."""
     head = b""
     while len(head) < 8:
         piece = s.recv(8 - len(head))
         if not piece:
             raise ConnectionError
         head += piece
-    length, kind, _, _ = struct.unpack("<IBBH", head)
+    length, kind, flags, _ = struct.unpack("<IBBH", head)
     payload = b""
     while len(payload) < length:
         piece = s.recv(length - len(payload))
         if not piece:
             raise ConnectionError
         payload += piece
-    return kind, payload
+    return kind, payload, flags
 
 
 def response(
@@ -105,13 +113,33 @@ def response(
 
 
 def answering(data: bytes) -> Play:
-    """A play: honest greeting, then these bytes for an answer, then the end."""
+    """A play: honest greeting, then these bytes for an answer, in a REPLY where the request came on a lane, then the end."""
 
     def play(fake: FakeWorker, s: socket.socket) -> None:
         read_frame(s)
         s.sendall(fake.hello)
+        _, request, flags = read_flagged(s)
+        s.sendall(frame(REPLY, coordinates(request) + data) if flags & F_LANE else data)
+
+    return play
+
+
+def coordinates(request: bytes) -> bytes:
+    """Where the answer to a REQUEST belongs, as REPLY and ADOPT say it."""
+    _, row, _, generation = struct.unpack_from("<IHHI", request)
+    return struct.pack("<HHI", row, 0, generation)
+
+
+def riding(speak: Callable[[socket.socket, bytes], None]) -> Play:
+    """A play: honest greeting, then what a function says on a lane, given the coordinates of the request, then the end."""
+
+    def play(fake: FakeWorker, s: socket.socket) -> None:
         read_frame(s)
-        s.sendall(data)
+        s.sendall(fake.hello)
+        _, request, flags = read_flagged(s)
+        # after an answer that needed a connection the next requests get their own
+        if flags & F_LANE:
+            speak(s, coordinates(request))
 
     return play
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import random
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from harness import http, procs, product
 from harness.fake import (
+    ADOPT,
     DATA,
     DONE,
     END,
     HELLO,
+    REPLY,
     REQUEST,
     RESPONSE,
+    VERSION,
     FakeWorker,
+    Play,
     answering,
     dirfd,
     frame,
     greeting,
     hello,
     response,
+    riding,
     worker_sockets,
 )
 from harness.plan import Plan
@@ -67,7 +76,7 @@ CASES = {
     "huge-length": frame(HELLO, b"", length=0xFFFFFFFF),
     "unknown-kind": frame(200, b"abc"),
     "zeroes": b"\0" * 64,
-    "short-hello": frame(HELLO, b"\1\0"),
+    "short-hello": frame(HELLO, struct.pack("<H", VERSION)),
     "request-after-wrong-token": hello(b"\x22" * 16) + frame(REQUEST, b"\0" * 40),
 }
 
@@ -153,11 +162,52 @@ def test_control_socket(server: Server) -> None:
     assert server.get("/exact?on").text == "exact:on"
 
 
+def adopting(file: Callable[[], socket.socket | IO[Any]] | None, then: bytes = b"") -> Play:
+    """A play: an ADOPT with that descriptor, or without one; then these bytes."""
+
+    def speak(s: socket.socket, at: bytes) -> None:
+        with contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(file()).fileno()] if file else []
+            s.sendmsg(
+                [frame(ADOPT, at)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            )
+            s.sendall(then)
+
+    return riding(speak)
+
+
+def elsewhere(s: socket.socket, at: bytes) -> None:
+    """Answers for rows that nobody has, then the end."""
+    for row in (0, 7, 65535):
+        for generation in (0x7FFFFFFF, 0xFFFFFFFF):
+            s.sendall(frame(REPLY, struct.pack("<HHI", row, 0, generation) + response(b"x", flags=3)))
+
+
+#: what only those who speak of lanes can get wrong
+LANES = {
+    "lane-other-rows": riding(elsewhere),
+    "lane-bare-answer": riding(lambda s, at: s.sendall(response(b"x", flags=3))),
+    "lane-short-coordinates": riding(lambda s, at: s.sendall(frame(REPLY, at[:5]))),
+    "lane-reserved-bytes": riding(
+        lambda s, at: s.sendall(frame(REPLY, at[:2] + b"x" + at[3:] + response(b"x", flags=3)))
+    ),
+    "lane-huge-reply": riding(lambda s, at: s.sendall(frame(REPLY, length=0xFFFFFFF0))),
+    "lane-large-reply": riding(lambda s, at: s.sendall(frame(REPLY, at, length=100_000))),
+    "lane-cut-reply": riding(lambda s, at: s.sendall(frame(REPLY, at + response(b"x")[:15]))),
+    "lane-second-hello": riding(lambda s, at: s.sendall(frame(HELLO, struct.pack("<HHI", VERSION, 0, 1)))),
+    "adopt-nothing": adopting(None),
+    "adopt-file": adopting(Path(__file__).open),
+    "adopt-tcp": adopting(socket.socket),
+    "adopt-datagram": adopting(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
+    "adopt-unconnected": adopting(lambda: socket.socket(socket.AF_UNIX)),
+    "adopt-twice": adopting(lambda: socket.socket(socket.AF_UNIX), frame(ADOPT, b"\0" * 8)),
+}
+
 PLAYS = {
     "closes-at-once": lambda fake, s: None,
     "garbage-hello": greeting(b"HTTP/1.1 200 OK\r\n\r\n" * 20),
     "hello-unknown-version": greeting(frame(HELLO, struct.pack("<HHI", 999, 0, 1))),
-    "hello-other-slot": greeting(frame(HELLO, struct.pack("<HHI", 1, 77, 77777))),
+    "hello-other-slot": greeting(frame(HELLO, struct.pack("<HHI", VERSION, 77, 77777))),
     "hello-huge": greeting(frame(HELLO, length=0xFFFFFFF0)),
     "response-garbage": answering(b"\xff" * 500),
     "response-huge-length": answering(frame(RESPONSE, length=0xFFFFFFFF)),
@@ -183,6 +233,44 @@ PLAYS = {
 }
 
 
+@pytest.mark.root
+@pytest.mark.on("nginx")
+@pytest.mark.parametrize("name", LANES)
+def test_lying_worker_on_a_lane(serve, name: str) -> None:
+    """R21: the same for what only a lane has."""
+    test_lying_worker(serve, name)
+
+
+@pytest.mark.root
+@pytest.mark.on("nginx")
+def test_an_answer_that_nobody_reads(serve) -> None:
+    """R21, promise 4: on a lane a worker may send little that waits for a client; one that goes on is cut off, before it
+    takes nginx's memory."""
+    # what does not go to a file
+    server = serve(PLAN.replace(own={"nginx": "wsgi_max_temp_file_size 0;"}))
+    wait_until(lambda: worker_sockets(server), 10, "the worker's socket")
+    sent: list[int] = []
+
+    def speak(s: socket.socket, at: bytes) -> None:
+        s.sendall(frame(REPLY, at + response()))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while len(sent) < 4000:
+                s.sendall(frame(REPLY, at + frame(DATA, b"d" * 30_000)))
+                sent.append(30_000)
+
+    fake = _swap(server, riding(speak))
+    server.log.allow(r"MWR02\d\d")
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(b"GET /exact?lie HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert server.log.wait(r"MWR02\d\d.*without a connection")
+            # what sockets, nginx's buffers and the lane hold
+            assert sum(sent) < 20 << 20
+    finally:
+        fake.close()
+
+
 def _swap(server: Server, play) -> FakeWorker:
     """Puts a fake worker in place, and closes the connections that the server keeps to the real one by new children."""
     paths = worker_sockets(server)
@@ -198,7 +286,7 @@ def test_lying_worker(serve, name: str) -> None:
     room = "StartServers 2\nMinSpareServers 1\nMaxSpareServers 4\nMaxRequestWorkers 8"
     server = serve(PLAN, room={"prefork": room})
     wait_until(lambda: worker_sockets(server), 10, "the worker's socket")
-    fake = _swap(server, PLAYS[name])
+    fake = _swap(server, {**PLAYS, **LANES}[name])
     server.log.allow(r"MWR0[234]\d\d")
     try:
         children = {p.pid for p in server.server_processes()}

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "worker" / "python"
 ROUTES = Path(__file__).with_name("routes.wsgi")
 
-HELLO, REQUEST, BODY, BODY_END, CONTINUE, RESPONSE, DATA, FILE, LOG, END, DONE, ABORT = range(1, 13)
-F_END, F_DONE, F_BODY_FD, F_BODY_STREAM, F_NO_FILE = 1, 2, 4, 8, 16
+VERSION = 2
+HELLO, REQUEST, BODY, BODY_END, CONTINUE, RESPONSE, DATA, FILE, LOG, END, DONE, ABORT, REPLY, ADOPT = range(1, 15)
+F_END, F_DONE, F_BODY_FD, F_BODY_STREAM, F_NO_FILE, F_LANE = 1, 2, 4, 8, 16, 32
 APPLICATION, LOAD, PROTOCOL, INTERNAL, TIMEOUT, NOT_RUN = range(1, 7)
 
 MAGIC = 0x3130535257534757
@@ -295,6 +296,8 @@ class Response:
 class Client:
     """A server process's connection."""
 
+    lane = False
+
     def __init__(self, worker, token=None, greet=True, client=7):
         self.worker = worker
         self.client = client
@@ -304,7 +307,7 @@ class Client:
         self.buffer = b""
         self.fds = []
         if greet:
-            self.send(HELLO, struct.pack("<HHI", 1, 0, client) + (token or worker.token))
+            self.send(HELLO, struct.pack("<HHI", VERSION, 0, client) + (token or worker.token))
             kind, _, payload = self.frame()
             assert kind == HELLO
             self.hello = struct.unpack("<HHI", payload)
@@ -410,14 +413,19 @@ class Client:
         )
         inline = b"" if flags else body
         flags |= F_NO_FILE if no_file else 0
+        flags |= F_LANE if self.lane else 0
         self.send(REQUEST, fixed + coded + inline, flags, [] if body_fd is None else [body_fd])
         return row
 
     def response(self, until=DONE):
         """Reads frames to DONE (or only to END)."""
+        return self.read_response(self.frame, until)
+
+    def read_response(self, next_frame, until=DONE, fds=None):
+        """A response of the frames that a function gives; `fds` gives the descriptors that came with them."""
         r = Response()
         while True:
-            kind, flags, payload = self.frame()
+            kind, flags, payload = next_frame()
             r.frames.append(kind)
             if kind == RESPONSE:
                 r.status, count, reason_len, r.ran, head_len = struct.unpack_from("<HHHHI", payload)
@@ -434,7 +442,7 @@ class Client:
                 r.body += payload
             elif kind == FILE:
                 offset, length = struct.unpack("<QQ", payload)
-                fd = self.fds.pop(0)
+                fd = (fds() if fds else self.fds).pop(0)
                 r.file = (offset, length)
                 r.body += os.pread(fd, length, offset)
                 os.close(fd)
@@ -454,6 +462,79 @@ class Client:
         response = self.response()
         self.worker.table.wait_free(row)
         return response
+
+
+class Lane(Client):
+    """A connection that carries many requests; `answer` gives one row's."""
+
+    lane = True
+
+    def __init__(self, worker, **options):
+        super().__init__(worker, **options)
+        #: by row and generation: bytes of frames, and the connection that came by ADOPT
+        self.inboxes = {}
+        self.adopted = {}
+
+    def post(self, *args, **options):
+        """The same; gives row and generation."""
+        row = options.pop("row", None)
+        with self.worker.lock:
+            if row is None:
+                row = self.worker.next_row
+                self.worker.next_row = (row + 1) % self.worker.table.rows
+        generation = options.pop("row_generation", None)
+        if generation is None:
+            generation = self.worker.table.take(row, self.client)
+        super().post(*args, row=row, row_generation=generation, **options)
+        return row, generation
+
+    def pump(self):
+        """Reads one frame of the lane."""
+        kind, _, payload = self.frame()
+        row, zero, generation = struct.unpack_from("<HHI", payload)
+        assert zero == 0
+        if kind == REPLY:
+            self.inboxes.setdefault((row, generation), bytearray()).extend(payload[8:])
+        else:
+            assert kind == ADOPT and len(payload) == 8, kind
+            self.adopted[row, generation] = self.take_over(self.fds.pop(0))
+
+    def take_over(self, fd):
+        client = Client.__new__(Client)
+        client.worker, client.client, client.buffer, client.fds = self.worker, self.client, b"", []
+        client.sock = socket.socket(fileno=fd)
+        client.sock.settimeout(DEADLINE)
+        return client
+
+    def answer(self, at, until=DONE):
+        """Reads the answer of a row and its generation."""
+
+        def next_frame():
+            while True:
+                box = self.inboxes.setdefault(at, bytearray())
+                if len(box) >= 8:
+                    n, kind, flags, _ = struct.unpack_from("<IBBH", box)
+                    # only whole frames travel
+                    assert len(box) >= 8 + n
+                    payload = bytes(box[8 : 8 + n])
+                    del box[: 8 + n]
+                    return kind, flags, payload
+                if at in self.adopted:
+                    return self.adopted[at].frame()
+                self.pump()
+
+        return self.read_response(next_frame, until, lambda: self.adopted[at].fds)
+
+    def request(self, path="/", **options):
+        at = self.post(path, **options)
+        response = self.answer(at)
+        self.worker.table.wait_free(at[0])
+        return response
+
+    def __exit__(self, *args):
+        for client in self.adopted.values():
+            client.__exit__(*args)
+        super().__exit__(*args)
 
 
 KEYS = None

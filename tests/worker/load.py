@@ -57,7 +57,7 @@ def saturate(table_fd, slots, rows, address, token, script, connections, seconds
     for row in range(connections):
         s = socket.socket(socket.AF_UNIX)
         s.connect(address)
-        s.sendall(struct.pack("<IBBHHHI", 24, driver.HELLO, 0, 0, 1, 0, 9) + bytes.fromhex(token))
+        s.sendall(struct.pack("<IBBHHHI", 24, driver.HELLO, 0, 0, driver.VERSION, 0, 9) + bytes.fromhex(token))
         s.recv(64)
         socks[s.fileno()] = (s, row)
         poll.register(s, select.EPOLLIN)

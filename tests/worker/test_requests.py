@@ -26,7 +26,7 @@ def test_hello_is_one_frame(shared_worker):
 
 def test_one_connection_carries_many_requests(shared_worker):
     with shared_worker.connect() as c:
-        assert c.hello == (1, 0, 1)
+        assert c.hello == (driver.VERSION, 0, 1)
         for _ in range(50):
             assert c.request("/").body == b"hello"
 
@@ -343,7 +343,7 @@ def test_log_flood_neither_blocks_nor_is_lost_silently(worker):
 def test_wrong_token(worker):
     c = worker.connect(greet=False)
     with c:
-        c.send(driver.HELLO, struct.pack("<HHI", 1, 0, 7) + bytes(16))
+        c.send(driver.HELLO, struct.pack("<HHI", driver.VERSION, 0, 7) + bytes(16))
         assert c.closed()
     assert "wrong token" in worker.wait_log("MWR0422")["text"]
     assert worker.get("/").body == b"hello"

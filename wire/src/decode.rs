@@ -115,6 +115,26 @@ pub fn hello_server(p: &[u8]) -> Result<ServerHello, Error> {
     Ok(ServerHello { client, token })
 }
 
+/// What REPLY and ADOPT begin with, and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfRow<'a> {
+    pub row: u16,
+    pub row_generation: u32,
+    /// Frames of the row's answer; nobody has looked at them.
+    pub frames: &'a [u8],
+}
+
+/// Decodes the payload of REPLY or ADOPT.
+pub fn of_row(p: &[u8]) -> Result<OfRow<'_>, Error> {
+    let mut c = Cursor { buf: p, at: 0 };
+    let row = c.u16()?;
+    if c.u16()? != 0 {
+        return Err(Error::Value { at: 2 });
+    }
+    let row_generation = c.u32()?;
+    Ok(OfRow { row, row_generation, frames: &p[c.at..] })
+}
+
 /// Whether two tokens are equal, in time that does not depend on where they differ.
 pub fn token_matches(a: &[u8; 16], b: &[u8; 16]) -> bool {
     let mut diff = 0u8;
@@ -158,6 +178,8 @@ pub struct Request<'a> {
     pub body_stream: bool,
     /// The response must not come as a FILE.
     pub no_file: bool,
+    /// The answer comes in REPLY frames.
+    pub lane: bool,
     /// Milliseconds the application may take; 0 = what the group says, `u32::MAX` = any time.
     pub timeout: u32,
     /// Inline body.
@@ -222,7 +244,8 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     let environ = c.take(environ_len)?;
     let body = &p[c.at..];
     let has = |flag| h.flags & flag != 0;
-    let (body_fd, body_stream, no_file) = (has(flags::BODY_FD), has(flags::BODY_STREAM), has(flags::NO_FILE));
+    let (body_fd, body_stream) = (has(flags::BODY_FD), has(flags::BODY_STREAM));
+    let (no_file, lane) = (has(flags::NO_FILE), has(flags::LANE));
     if body_fd || body_stream {
         c.done()?;
     } else if body.len() as u64 != body_len || body.len() > limits::MAX_INLINE_BODY {
@@ -239,7 +262,7 @@ pub fn request(h: Header, p: &[u8]) -> Result<Request<'_>, Error> {
     }
     e.done().map_err(|e| shift(e, REQUEST_FIXED))?;
     let row = RowRef { slot_generation, row, row_generation, client };
-    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, no_file, timeout, body, environ, noted })
+    Ok(Request { row, script_mtime, body_len, body_fd, body_stream, no_file, lane, timeout, body, environ, noted })
 }
 
 fn shift(e: Error, by: usize) -> Error {

@@ -196,6 +196,35 @@ pub fn bytes_only(frame: &mut [u8], start: usize) {
     frame[start + 5] |= flags::NO_FILE;
 }
 
+/// Makes the REQUEST that begins at `start` of `frame` one for a lane, or for a connection of its own.
+pub fn for_lane(frame: &mut [u8], start: usize, lane: bool) {
+    if lane {
+        frame[start + 5] |= flags::LANE;
+    } else {
+        frame[start + 5] &= !flags::LANE;
+    }
+}
+
+/// REPLY: whole frames of a row's answer in any number of pieces, at most [`limits::MAX_REPLY`] bytes in all.
+pub fn reply(out: &mut Vec<u8>, row: u16, row_generation: u32, pieces: &[&[u8]]) {
+    let len: usize = pieces.iter().map(|p| p.len()).sum();
+    header(out, Kind::Reply, 0, limits::COORDINATES + len);
+    coordinates(out, row, row_generation);
+    pieces.iter().for_each(|p| out.extend_from_slice(p));
+}
+
+/// ADOPT: the rest of a row's answer comes on the connection whose descriptor is attached to this frame's first byte.
+pub fn adopt(out: &mut Vec<u8>, row: u16, row_generation: u32) {
+    header(out, Kind::Adopt, 0, limits::COORDINATES);
+    coordinates(out, row, row_generation);
+}
+
+fn coordinates(out: &mut Vec<u8>, row: u16, row_generation: u32) {
+    out.extend_from_slice(&row.to_le_bytes());
+    out.extend_from_slice(&[0, 0]);
+    out.extend_from_slice(&row_generation.to_le_bytes());
+}
+
 /// Appends one RESPONSE. `bits` may carry END and DONE. `data` is the first or only piece of the body, at most
 /// [`limits::MAX_DATA`] bytes.
 pub fn response<'h>(

@@ -31,6 +31,11 @@ pub enum Kind {
     Done = 11,
     /// W→S: the response cannot be given or finished.
     Abort = 12,
+    /// W→S, on a lane: row coordinates, then whole frames of that row's answer.
+    Reply = 13,
+    /// W→S, on a lane: row coordinates. The rest of that row's answer comes on the connection whose end accompanies
+    /// this frame.
+    Adopt = 14,
 }
 
 impl Kind {
@@ -50,6 +55,8 @@ impl Kind {
             10 => End,
             11 => Done,
             12 => Abort,
+            13 => Reply,
+            14 => Adopt,
             _ => return None,
         })
     }
@@ -65,13 +72,15 @@ impl Kind {
             Kind::File => 16,
             Kind::Log => limits::MAX_LOG + 1,
             Kind::Abort => 1,
+            Kind::Reply => limits::COORDINATES + limits::MAX_REPLY,
+            Kind::Adopt => limits::COORDINATES,
         }
     }
 
     /// Flags this kind may carry.
     fn allowed_flags(self) -> u8 {
         match self {
-            Kind::Request => flags::BODY_FD | flags::BODY_STREAM | flags::NO_FILE,
+            Kind::Request => flags::BODY_FD | flags::BODY_STREAM | flags::NO_FILE | flags::LANE,
             Kind::Response => flags::END | flags::DONE,
             Kind::Data | Kind::File => flags::END | flags::DONE,
             Kind::End | Kind::Abort => flags::DONE,
@@ -92,6 +101,8 @@ pub mod flags {
     pub const BODY_STREAM: u8 = 8;
     /// REQUEST: the response must not come as a FILE; its bytes are wanted.
     pub const NO_FILE: u8 = 16;
+    /// REQUEST: the connection is a lane; the answer comes in REPLY frames, or after ADOPT. The body is inline.
+    pub const LANE: u8 = 32;
 }
 
 /// Why a response could not be given: payload of ABORT, and what the web server makes of it.
@@ -182,7 +193,8 @@ impl Header {
         }
         match kind {
             Kind::Response | Kind::Data | Kind::File => flags & flags::DONE == 0 || flags & flags::END != 0,
-            Kind::Request => flags & (flags::BODY_FD | flags::BODY_STREAM) != flags::BODY_FD | flags::BODY_STREAM,
+            // At most one of them: a body travels one way, and on a lane it is inline.
+            Kind::Request => (flags & (flags::BODY_FD | flags::BODY_STREAM | flags::LANE)).count_ones() <= 1,
             _ => true,
         }
     }

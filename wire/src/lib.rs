@@ -15,4 +15,4 @@ pub mod limits;
 pub mod plan;
 
 /// Version of the data plane, first field of HELLO. Ends with different versions close the connection.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

@@ -25,6 +25,12 @@ pub const MAX_RESPONSE_HEADERS: usize = 1024;
 pub const MAX_REASON: usize = 512;
 /// Largest text of one LOG frame, bytes; longer records are cut by the sender.
 pub const MAX_LOG: usize = 8 * 1024;
+/// Bytes of row coordinates before what a lane's frame is about.
+pub const COORDINATES: usize = 8;
+/// Largest REQUEST on a lane with its header, bytes; a larger one goes over a connection of its own.
+pub const MAX_LANE_REQUEST: usize = 16 * 1024;
+/// Most bytes of an answer's frames in one REPLY; a larger answer gets a connection of its own.
+pub const MAX_REPLY: usize = 32 * 1024;
 /// Largest message of the control protocol, bytes of JSON.
 pub const MAX_CONTROL: usize = 4 * 1024 * 1024;
 /// Most descriptors that travel with one control message.

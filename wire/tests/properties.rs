@@ -250,6 +250,34 @@ proptest! {
         prop_assert!(h.is_end() && h.is_done() == (bits & flags::DONE != 0) && rest.is_empty());
     }
 
+    #[test]
+    fn frames_of_a_lane_are_read_as_written(row: u16, generation: u32, a in bytes(300), b in bytes(300), f in frames()) {
+        let mut out = Vec::new();
+        encode::reply(&mut out, row, generation, &[&a, &b]);
+        encode::adopt(&mut out, row, generation);
+        let ((h, p, _), rest) = one_frame(&out);
+        let of = decode::of_row(p).unwrap();
+        prop_assert_eq!((h.kind, of.row, of.row_generation, of.frames), (Kind::Reply, row, generation, &[a, b].concat()[..]));
+        let ((h, p, _), rest) = one_frame(rest);
+        let of = decode::of_row(p).unwrap();
+        prop_assert_eq!((h.kind, of.row, of.row_generation, of.frames), (Kind::Adopt, row, generation, &[][..]));
+        prop_assert!(rest.is_empty());
+        // a REQUEST becomes one for a lane and back; one whose body does not ride is refused there
+        if f[4] == Kind::Request as u8 {
+            let mut lane = f.clone();
+            encode::for_lane(&mut lane, 0, true);
+            match decode::frame(&lane) {
+                Ok(Some((h, p, _))) => prop_assert!(decode::request(h, p).unwrap().lane),
+                other => {
+                    prop_assert!(f[5] & (flags::BODY_FD | flags::BODY_STREAM) != 0, "{:?}", other);
+                    prop_assert_eq!(other, Err(decode::Error::Flags { at: 5 }));
+                }
+            }
+            encode::for_lane(&mut lane, 0, false);
+            prop_assert_eq!(lane, f);
+        }
+    }
+
     /// However the bytes arrive: a cut frame is never a frame and never an error.
     #[test]
     fn a_cut_frame_waits_for_more(f in frames(), cut in any::<prop::sample::Index>()) {

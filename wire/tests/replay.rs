@@ -140,7 +140,7 @@ fn hellos() -> Vec<Seed> {
         ("frame", "hello-server", server.clone()),
         ("frame", "hello-worker", worker.clone()),
         ("hello_server", "valid", payload(&server)),
-        ("hello_server", "version-2", patched(payload(&server), 0, &[2])),
+        ("hello_server", "version-1", patched(payload(&server), 0, &[1])),
         ("hello_server", "no-token", payload(&server)[..8].to_vec()),
         ("hello_server", "token-short-by-one", payload(&server)[..23].to_vec()),
         ("hello_server", "one-byte-too-many", [payload(&server), vec![0]].concat()),
@@ -176,6 +176,8 @@ fn requests() -> Vec<Seed> {
             [stream.clone(), piece, made(|o| encode::empty(o, Kind::BodyEnd, 0))].concat()
         }),
         ("frame", "request-both-body-flags", patched(inline.clone(), 5, &[flags::BODY_FD | flags::BODY_STREAM])),
+        ("frame", "request-lane", patched(inline.clone(), 5, &[flags::LANE])),
+        ("frame", "request-lane-with-descriptor", patched(fd.clone(), 5, &[flags::BODY_FD | flags::LANE])),
         ("frame", "request-over-limit", patched(inline.clone(), 0, &[255, 255, 255, 127])),
         ("request", "descriptor", with(1, &payload(&fd))),
         ("request", "stream", with(2, &payload(&stream))),
@@ -228,6 +230,10 @@ fn responses() -> Vec<Seed> {
             let done = made(|o| encode::empty(o, Kind::Done, 0));
             [response(200, "OK", &fields, b"", 0), file.clone(), done].concat()
         }),
+        ("frame", "reply", made(|o| encode::reply(o, 7, 9, &[&whole]))),
+        ("frame", "reply-short", patched(made(|o| encode::reply(o, 7, 9, &[])), 0, &[5])),
+        ("frame", "reply-reserved-set", patched(made(|o| encode::reply(o, 7, 9, &[&whole])), limits::HEADER + 2, &[1])),
+        ("frame", "adopt", made(|o| encode::adopt(o, 65_535, u32::MAX))),
         ("frame", "abort", abort.clone()),
         ("frame", "continue", made(|o| encode::empty(o, Kind::Continue, 0))),
         ("frame", "done-without-end", patched(whole.clone(), 5, &[flags::DONE])),

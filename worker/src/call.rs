@@ -300,7 +300,7 @@ impl Write {
 }
 
 /// Sends whole frames, then `data` as DATA frames; small ones with the GIL held as long as the socket takes them.
-pub fn transmit(py: Python<'_>, conn: &Conn, frames: &[u8], mut data: &[u8], bits: u8) -> Result<(), SendError> {
+pub fn transmit(py: Python<'_>, conn: &Arc<Conn>, frames: &[u8], mut data: &[u8], bits: u8) -> Result<(), SendError> {
     let held = if data.is_empty() {
         frames.len() <= HELD_SEND + limits::HEADER && conn.try_send(frames, &[])?
     } else {

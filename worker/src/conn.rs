@@ -1,7 +1,11 @@
 //! One connection of a server process: receiving frames, sending frames. Frames go out whole: whatever a full socket
 //! leaves over is kept and sent before anything else. Callers say whether they may block (never with the GIL held).
+//!
+//! A request that came on a lane has a `Conn` as well, without a socket: small answers go out on the lane. One that needs
+//! more (a large body, a stream, a file) gets a connection of its own then ([`crate::lane`]).
 
 use crate::fds::Fd;
+use crate::lane::Ride;
 use crate::shared::lock;
 use crate::sys;
 use crate::watch;
@@ -13,21 +17,32 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 /// A connection.
 pub struct Conn {
-    pub fd: Fd,
-    /// Epoll data: generation and index in the table of connections.
-    pub key: u64,
+    link: OnceLock<Link>,
+    /// The lane that its request came on; of a connection that a peer has made, none.
+    pub ride: Option<Ride>,
+    /// Requests that came on this connection, a lane, and are not over.
+    pub riders: AtomicUsize,
+    /// An event is awaited that tells of room in this lane's socket.
+    pub stalled: AtomicBool,
     /// Whether a thread serves it: [`IDLE`], [`TAKEN`] or [`MISSED`].
     turn: AtomicU8,
     /// Locked by the thread that serves an event of this connection, for as long as it does.
     input: Mutex<Inbound>,
     out: Mutex<Outbound>,
+}
+
+/// A socket in the epoll set.
+pub struct Link {
+    pub fd: Fd,
+    /// Epoll data: generation and index in the table of connections.
+    pub key: u64,
 }
 
 /// Nobody serves the connection.
@@ -53,6 +68,8 @@ pub struct Inbound {
     pub hung_up: bool,
     /// No events come for now: [`crate::shared::Shared::mute`].
     pub muted: bool,
+    /// Requests with the flag LANE come here, and no others.
+    pub lane: bool,
     since: Instant,
 }
 
@@ -65,17 +82,21 @@ impl Inbound {
 }
 
 #[derive(Default)]
-struct Outbound {
-    /// Rest of a frame that a full socket did not take.
-    pending: Vec<u8>,
+pub struct Outbound {
+    /// Rest of a frame that a full socket did not take; on a lane, answers that wait for others.
+    pub pending: Vec<u8>,
     /// LOG records dropped because the socket was full.
     dropped: u32,
     /// The peer has gone.
-    gone: bool,
+    pub gone: bool,
+    /// Bytes of this request's answer that went out on its lane.
+    pub replied: usize,
+    /// Bytes of its records.
+    pub logged: usize,
 }
 
 /// The peer has gone; nothing more can be sent.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
 /// What [`Conn::receive`] found.
@@ -94,6 +115,19 @@ pub enum Place {
     Thread(std::ops::Range<usize>),
     /// In a buffer of its own.
     Own(Vec<u8>),
+    /// In what was read from a lane.
+    Shared(Arc<Vec<u8>>, std::ops::Range<usize>),
+}
+
+impl Place {
+    /// The payload; `buf` is the thread's buffer.
+    pub fn payload<'a>(&'a self, buf: &'a [u8]) -> &'a [u8] {
+        match self {
+            Place::Thread(range) => &buf[range.clone()],
+            Place::Own(bytes) => bytes,
+            Place::Shared(bytes, range) => &bytes[range.clone()],
+        }
+    }
 }
 
 /// Why a connection is closed.
@@ -122,19 +156,61 @@ impl From<decode::Error> for Bad {
 }
 
 impl Conn {
+    /// One that a peer has made.
     pub fn new(fd: Fd, key: u64) -> Conn {
+        Conn { link: OnceLock::from(Link { fd, key }), ..Conn::without_link(None) }
+    }
+
+    /// That of a request that came on a lane. A thread serves it already.
+    pub fn riding(ride: Ride) -> Conn {
+        Conn::without_link(Some(ride))
+    }
+
+    fn without_link(ride: Option<Ride>) -> Conn {
+        let rides = ride.is_some();
         let input = Inbound {
             buf: Vec::new(),
             fd: None,
-            greeted: false,
+            greeted: rides,
             stream_tail: false,
-            busy: false,
+            busy: rides,
             emptied: false,
             hung_up: false,
             muted: false,
+            lane: false,
             since: Instant::now(),
         };
-        Conn { fd, key, turn: AtomicU8::new(IDLE), input: Mutex::new(input), out: Mutex::default() }
+        Conn {
+            link: OnceLock::new(),
+            ride,
+            riders: AtomicUsize::new(0),
+            stalled: AtomicBool::new(false),
+            turn: AtomicU8::new(if rides { TAKEN } else { IDLE }),
+            input: Mutex::new(input),
+            out: Mutex::default(),
+        }
+    }
+
+    /// Its socket; of a request that came on a lane there may be none.
+    #[inline]
+    pub fn link(&self) -> Option<&Link> {
+        self.link.get()
+    }
+
+    /// Gives it a socket. Only where it has none, under the lock of what it sends.
+    pub fn set_link(&self, link: Link) {
+        let _ = self.link.set(link);
+    }
+
+    #[inline]
+    pub fn raw(&self) -> i32 {
+        // Where there is no socket every call fails with EBADF, which counts as a peer that has gone.
+        self.link.get().map_or(-1, |l| l.fd.raw())
+    }
+
+    /// What waits to be sent.
+    pub fn outbound(&self) -> MutexGuard<'_, Outbound> {
+        lock(&self.out)
     }
 
     /// Takes the connection for the thread that got an event of it. `false`: another thread has it, and will see at its
@@ -160,6 +236,9 @@ impl Conn {
 
     /// Since when nothing has happened; `None` while a thread serves it.
     pub fn idle_since(&self) -> Option<Instant> {
+        if self.riders.load(Acquire) > 0 {
+            return None;
+        }
         self.input.try_lock().ok().filter(|i| !i.busy).map(|i| i.since)
     }
 
@@ -202,9 +281,9 @@ impl Conn {
     /// One call: how many bytes of both the socket has taken.
     fn send_once(&self, head: &[u8], data: &[u8]) -> nix::Result<usize> {
         if data.is_empty() {
-            return send(self.fd.raw(), head, send_flags());
+            return send(self.raw(), head, send_flags());
         }
-        sendmsg::<()>(self.fd.raw(), &[IoSlice::new(head), IoSlice::new(data)], &[], send_flags(), None)
+        sendmsg::<()>(self.raw(), &[IoSlice::new(head), IoSlice::new(data)], &[], send_flags(), None)
     }
 
     /// Tries to send whole frames, `head` and what follows it in `data`, without waiting. `Ok(true)`: the bytes have been
@@ -215,6 +294,9 @@ impl Conn {
         let Ok(mut out) = self.out.try_lock() else { return Ok(false) };
         if out.gone {
             return Err(Gone);
+        }
+        if let Some(ride) = self.rides() {
+            return ride.reply(&mut out, head, data);
         }
         if !out.pending.is_empty() {
             return Ok(false);
@@ -234,24 +316,52 @@ impl Conn {
         }
     }
 
+    /// The lane that answers of this request still go out on.
+    fn rides(&self) -> Option<&Ride> {
+        self.ride.as_ref().filter(|_| self.link.get().is_none())
+    }
+
+    /// Makes sure that there is a socket. May wait. Never with the GIL held.
+    fn alight(self: &Arc<Self>, out: &mut Outbound) -> Result<(), Gone> {
+        match self.rides() {
+            Some(ride) if !out.gone => ride.adopt(self, true).map(drop).inspect_err(|_| out.gone = true),
+            Some(_) => Err(Gone),
+            None => Ok(()),
+        }
+    }
+
     /// Sends whole frames, waiting as long as it takes. Never with the GIL held.
-    pub fn send_blocking(&self, head: &[u8], data: &[u8]) -> Result<(), Gone> {
-        self.write(&mut lock(&self.out), head, data, true)
+    pub fn send_blocking(self: &Arc<Self>, head: &[u8], data: &[u8]) -> Result<(), Gone> {
+        let mut out = lock(&self.out);
+        if let Some(ride) = self.rides()
+            && (out.gone || ride.reply(&mut out, head, data)?)
+        {
+            return if out.gone { Err(Gone) } else { Ok(()) };
+        }
+        self.alight(&mut out)?;
+        self.write(&mut out, head, data, true)
     }
 
     /// Sends ABORT from outside the serving thread and ends the connection: whatever the application still sends goes
     /// nowhere. `false`: a frame is just being sent; to be tried again.
     pub fn give_up(&self, reason: AbortReason) -> bool {
         let Ok(mut out) = self.out.try_lock() else { return false };
+        let mut frame = Vec::new();
+        encode::abort(&mut frame, reason, 0);
+        if let Some(ride) = self.rides() {
+            if !out.gone {
+                ride.last_word(&frame);
+            }
+            out.gone = true;
+            return true;
+        }
         if !out.gone && out.pending.is_empty() {
-            let mut frame = Vec::new();
-            encode::abort(&mut frame, reason, 0);
             // A full socket: the peer sees the end of the connection instead.
-            let _ = send(self.fd.raw(), &frame, send_flags());
+            let _ = send(self.raw(), &frame, send_flags());
         }
         out.gone = true;
         drop(out);
-        let _ = nix::sys::socket::shutdown(self.fd.raw(), nix::sys::socket::Shutdown::Both);
+        let _ = nix::sys::socket::shutdown(self.raw(), nix::sys::socket::Shutdown::Both);
         true
     }
 
@@ -262,13 +372,14 @@ impl Conn {
 
     /// Sends FILE with its descriptor. `Ok(false)`: the descriptor could not be passed (too many in flight); send the
     /// bytes instead. Never with the GIL held.
-    pub fn send_file(&self, frame: &[u8], file: &OwnedFd) -> Result<bool, Gone> {
+    pub fn send_file(self: &Arc<Self>, frame: &[u8], file: &OwnedFd) -> Result<bool, Gone> {
         let mut out = lock(&self.out);
+        self.alight(&mut out)?;
         self.write(&mut out, &[], &[], true)?;
         loop {
             let fds = [file.as_raw_fd()];
             let rights = [ControlMessage::ScmRights(&fds)];
-            match sendmsg::<()>(self.fd.raw(), &[IoSlice::new(frame)], &rights, send_flags(), None) {
+            match sendmsg::<()>(self.raw(), &[IoSlice::new(frame)], &rights, send_flags(), None) {
                 Ok(n) => return self.write(&mut out, &frame[n..], &[], true).map(|()| true),
                 Err(nix::Error::EINTR) => {}
                 Err(nix::Error::EAGAIN) => self.wait(PollFlags::POLLOUT),
@@ -282,10 +393,17 @@ impl Conn {
     }
 
     /// Sends one LOG frame without ever waiting; `false`: dropped (counted) or the peer has gone.
-    pub fn log(&self, level: Level, text: &[u8]) -> bool {
+    pub fn log(self: &Arc<Self>, level: Level, text: &[u8]) -> bool {
         let Ok(mut out) = self.out.try_lock() else { return false };
         if out.gone {
             return false;
+        }
+        if let Some(ride) = self.rides() {
+            let mut frame = Vec::with_capacity(limits::HEADER + 1 + text.len());
+            encode::log(&mut frame, level, text);
+            let taken = ride.log(&mut out, self, &frame);
+            out.dropped += u32::from(taken == Ok(false));
+            return taken.is_ok();
         }
         if !out.pending.is_empty() && self.write(&mut out, &[], &[], false).is_err() {
             return false;
@@ -307,7 +425,8 @@ impl Conn {
     /// Waits until the socket may be read or written, or has failed.
     pub fn wait(&self, flags: PollFlags) {
         // An error (EINTR) only means another round for the caller.
-        let _ = watch::blocked(|| poll(&mut [PollFd::new(self.fd.as_fd(), flags)], PollTimeout::NONE));
+        let Some(link) = self.link.get() else { return };
+        let _ = watch::blocked(|| poll(&mut [PollFd::new(link.fd.as_fd(), flags)], PollTimeout::NONE));
     }
 
     /// Receives towards one frame, into `buf` if it fits there in one go.
@@ -350,8 +469,8 @@ impl Conn {
         }
     }
 
-    fn read(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Option<usize>, Bad> {
-        match sys::receive(self.fd.raw(), buf) {
+    pub fn read(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Option<usize>, Bad> {
+        match sys::receive(self.raw(), buf) {
             Ok(got) => {
                 // Less than was asked for: a stream socket had no more, unless it stopped at a descriptor.
                 inbound.emptied = 0 < got.len && got.len < buf.len() && got.fd.is_none() && !got.excess;
@@ -373,6 +492,6 @@ impl Conn {
     }
 }
 
-fn send_flags() -> MsgFlags {
+pub fn send_flags() -> MsgFlags {
     MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL
 }

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// File systems whose reads may block for ever in the server (FUSE, NFS, CIFS, SMB2, 9P, Ceph, AFS, Coda, Lustre: what
 /// core/src/passed.rs refuses), or whose sizes say nothing of the content (proc, sysfs).
@@ -79,7 +80,7 @@ fn check(fd: BorrowedFd<'_>, number: i32, offset: u64) -> Option<Passed> {
 
 impl Passed {
     /// Sends the bytes instead of the descriptor. `Ok(false)`: the file has become shorter. Never with the GIL held.
-    pub fn send_bytes(&self, conn: &Conn, len: u64) -> Result<bool, Gone> {
+    pub fn send_bytes(&self, conn: &Arc<Conn>, len: u64) -> Result<bool, Gone> {
         let Ok(file) = self.fd.try_clone().map(File::from) else { return Ok(false) };
         if len == 0 {
             conn.send_blocking(&encode::data_header(0, mod_wsgi_wire::frame::flags::END), &[])?;

@@ -11,6 +11,7 @@ mod fds;
 mod file;
 mod head;
 mod input;
+mod lane;
 mod log;
 mod respond;
 mod scripts;

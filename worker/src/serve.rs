@@ -6,10 +6,11 @@ use crate::conn::{Bad, Conn, Frame, Place};
 use crate::environ::Builder;
 use crate::fds::Fd;
 use crate::input::{Body, Input, Rest};
+use crate::lane::{self, Ride, Seat};
 use crate::log;
 use crate::respond::Response;
 use crate::scripts::{self, App, Target};
-use crate::shared::{self, LISTENER, Shared};
+use crate::shared::{self, BELL, Found, LISTENER, Shared};
 use crate::sys;
 use crate::turn::Window;
 use crate::watch::{self, Clock};
@@ -21,6 +22,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyString, PyType};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -92,7 +94,7 @@ impl Runtime {
 }
 
 /// What a request is for.
-enum Found<'py> {
+enum Callee<'py> {
     Application(Bound<'py, PyAny>),
     /// There is none, and that has been logged.
     Nothing,
@@ -100,12 +102,51 @@ enum Found<'py> {
     Elsewhere,
 }
 
-/// A frame to be served.
-struct Work {
-    conn: Arc<Conn>,
+/// Answers that wait for each other at most.
+const HELD: u32 = 8;
+
+/// A REQUEST to be served.
+pub struct Work {
+    from: Source,
     header: Header,
     place: Place,
     fd: Option<OwnedFd>,
+}
+
+/// Where a request came from.
+enum Source {
+    /// A connection that carries one request at a time.
+    Own(Arc<Conn>),
+    Lane(Seat),
+}
+
+impl Work {
+    /// A request that came on a lane; its payload lies in what was read there.
+    pub fn on_lane(seat: Seat, header: Header, bytes: Arc<Vec<u8>>, payload: Range<usize>) -> Work {
+        Work { from: Source::Lane(seat), header, place: Place::Shared(bytes, payload), fd: None }
+    }
+}
+
+/// Lanes with answers that wait to be sent.
+#[derive(Default)]
+struct Held {
+    lanes: Vec<Arc<Conn>>,
+    answers: u32,
+}
+
+impl Held {
+    fn note(&mut self, lane: &Arc<Conn>) {
+        if !self.lanes.iter().any(|l| Arc::ptr_eq(l, lane)) {
+            self.lanes.push(lane.clone());
+        }
+        self.answers += 1;
+    }
+
+    /// Sends them.
+    fn release(&mut self) {
+        self.lanes.drain(..).for_each(|l| lane::flush(&l));
+        self.answers = 0;
+    }
 }
 
 /// Whether the application has Python threads of its own, for which a serving thread must make room. Those that C code
@@ -164,6 +205,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
     let mut window = Window::new();
     let mut company = Company::new(py, shared.plan.threads)?;
     let mut make_room = false;
+    let mut held = Held::default();
     loop {
         let mut work = py.detach(|| {
             if make_room {
@@ -172,7 +214,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
                 std::thread::sleep(Duration::from_micros(1));
             }
             if shared.plan.threads > 1 {
-                shared.turn.await_turn(number, || shared.inside());
+                shared.turn.await_turn(number, || shared.inside(), || shared.flush_lanes());
             }
             next(shared, number, &mut buf, true)
         });
@@ -180,7 +222,13 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
         let since = Instant::now();
         let mut began = since;
         while let Some(w) = work {
+            if let Source::Lane(seat) = &w.from {
+                held.note(seat.lane());
+            }
             server.handle(py, w, &buf);
+            if held.answers >= HELD || !(shared.turn.may_hold() && shared.has_queued()) {
+                held.release();
+            }
             let now = Instant::now();
             let others = shared.inside() > 0;
             shared.turn.ended(number, &mut window, now.duration_since(began), !others);
@@ -194,6 +242,7 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
         if sys::forked() {
             sys::exit_now(0);
         }
+        held.release();
     }
 }
 
@@ -201,14 +250,16 @@ pub fn serve(py: Python<'_>, number: u16, base: Py<PyDict>) -> PyResult<()> {
 fn next(shared: &Shared, number: u16, buf: &mut [u8], block: bool) -> Option<Work> {
     loop {
         let alone = shared.plan.threads == 1 || shared.turn.is_owner(number);
-        let Some(event) = shared.wait(block, alone) else {
-            if block {
-                continue;
-            }
-            return None;
+        let event = match shared.wait(block, alone) {
+            Some(Found::Work(work)) => return Some(work),
+            Some(Found::Event(event)) => event,
+            None if block => continue,
+            None => return None,
         };
         if event.key == LISTENER {
             accept(shared);
+        } else if event.key == BELL {
+            // What it rings for is looked at first.
         } else if let Some(conn) = shared.conn(event.key).filter(|c| c.take())
             && let Some(work) = inspect(shared, conn, event.hung_up, buf)
         {
@@ -240,6 +291,26 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
     let mut inbound = conn.inbound();
     inbound.hung_up |= hung_up;
     let bad: Bad = loop {
+        if inbound.lane {
+            if conn.stalled.load(Relaxed) {
+                lane::flush(&conn);
+            }
+            match lane::read(shared, &conn, &mut inbound, buf) {
+                Ok(true) => {
+                    let settled = inbound.settle();
+                    drop(inbound);
+                    shared.leave_conn(&conn, settled);
+                    return None;
+                }
+                // Its server process is gone, or has no use for it.
+                Ok(false) => {
+                    drop(inbound);
+                    shared.close(&conn);
+                    return None;
+                }
+                Err(e) => break e,
+            }
+        }
         let (h, place, fd) = match conn.receive(&mut inbound, buf) {
             Ok(Frame::Whole(h, place, fd)) => (h, place, fd),
             Ok(Frame::Partial) => {
@@ -262,10 +333,7 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
             Err(e) => break e,
         };
         if !inbound.greeted {
-            let payload = match &place {
-                Place::Thread(range) => &buf[range.clone()],
-                Place::Own(bytes) => bytes,
-            };
+            let payload = place.payload(buf);
             if let Err(e) = greet(shared, &conn, h, payload) {
                 // A peer that has left meanwhile (its request was recalled, its process ended) is no news.
                 if let Some(e) = e {
@@ -282,6 +350,19 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
             continue;
         }
         match h.kind {
+            Kind::Request if h.flags & flags::LANE != 0 => {
+                // The first: from now on nothing else comes here.
+                inbound.lane = true;
+                shared.add_lane(&conn);
+                let mut bytes = frame_of(h, place.payload(buf));
+                bytes.append(&mut inbound.buf);
+                inbound.buf = bytes;
+                inbound.fd = fd;
+                match lane::seat(shared, &conn, &mut inbound) {
+                    Ok(()) => continue,
+                    Err(e) => break e,
+                }
+            }
             Kind::Request => {
                 if fd.is_some() != (h.flags & flags::BODY_FD != 0) {
                     break Bad::Descriptors;
@@ -297,7 +378,7 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
                     inbound.muted = true;
                 }
                 drop(inbound);
-                return Some(Work { conn, header: h, place, fd });
+                return Some(Work { from: Source::Own(conn), header: h, place, fd });
             }
             // The rest of a streamed body whose request ended early. A descriptor that came in the same read belongs to
             // the request behind it.
@@ -312,6 +393,15 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
     shared.log_hostile(&format!("MWR0423: a server process sent a malformed frame: {bad}"));
     shared.close(&conn);
     None
+}
+
+/// A frame again, from its header and payload.
+fn frame_of(h: Header, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(limits::HEADER + payload.len());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&[h.kind as u8, h.flags, 0, 0]);
+    bytes.extend_from_slice(payload);
+    bytes
 }
 
 /// Checks a peer's HELLO and answers it. `Err(None)`: the peer has left.
@@ -356,18 +446,21 @@ impl Drop for RowGuard<'_> {
 impl Server {
     /// Serves one REQUEST, whose payload may lie in `buf`. The GIL is held.
     fn handle(&mut self, py: Python<'_>, work: Work, buf: &[u8]) {
-        let Work { conn, header, place, fd } = work;
+        let Work { from, header, place, fd } = work;
         let shared = self.shared;
-        let payload = match &place {
-            Place::Thread(range) => &buf[range.clone()],
-            Place::Own(bytes) => bytes,
-        };
-        let request = match decode::request(header, payload) {
+        let request = match decode::request(header, place.payload(buf)) {
             Ok(r) => r,
             Err(e) => {
                 shared.log_hostile(&format!("MWR0423: a server process sent a malformed frame: {e}"));
-                return shared.close(&conn);
+                return shared.close(match &from {
+                    Source::Own(conn) => conn,
+                    Source::Lane(seat) => seat.lane(),
+                });
             }
+        };
+        let conn = match from {
+            Source::Own(conn) => conn,
+            Source::Lane(seat) => Arc::new(Conn::riding(Ride::new(seat, request.row.row, request.row.row_generation))),
         };
         let word =
             RowWord { generation: request.row.row_generation, state: RowState::Sent, client: request.row.client };
@@ -405,6 +498,9 @@ impl Server {
         } else {
             // Recalled: nothing of it may run. The server closes this connection.
             conn.inbound().stream_tail = request.body_stream;
+        }
+        if let Some(ride) = &conn.ride {
+            ride.end();
         }
         if alive {
             let settled = {
@@ -471,7 +567,7 @@ impl Server {
         };
         let current = Current::enter(py, self.number as usize, conn, &environ, call);
         let alive = match self.application(py, target, request.script_mtime, clock) {
-            Ok(Found::Application(application)) => {
+            Ok(Callee::Application(application)) => {
                 if self.shared.events.load(Relaxed) {
                     self.call_with_events(response, &environ, &input, application, clock)
                 } else {
@@ -480,8 +576,8 @@ impl Server {
                     response.send(result)
                 }
             }
-            Ok(Found::Nothing) => response.abort(AbortReason::Load, true),
-            Ok(Found::Elsewhere) => response.abort(AbortReason::NotRun, true),
+            Ok(Callee::Nothing) => response.abort(AbortReason::Load, true),
+            Ok(Callee::Elsewhere) => response.abort(AbortReason::NotRun, true),
             Err(e) => {
                 self.runtime.report_exception(py, e, response.script);
                 response.abort(AbortReason::Load, true)
@@ -506,7 +602,7 @@ impl Server {
         target: &Target<'_>,
         mtime: u64,
         clock: &Clock<'_>,
-    ) -> PyResult<Found<'py>> {
+    ) -> PyResult<Callee<'py>> {
         let app = match scripts::find(target, &mut self.last) {
             Some(app) => app,
             None => {
@@ -515,24 +611,24 @@ impl Server {
                 let loaded: bool = match clock.load(load) {
                     Some(loaded) => loaded?.extract()?,
                     // Given up; whatever is sent goes nowhere.
-                    None => return Ok(Found::Nothing),
+                    None => return Ok(Callee::Nothing),
                 };
                 match scripts::find(target, &mut self.last) {
                     Some(app) if loaded => app,
-                    _ => return Ok(Found::Nothing),
+                    _ => return Ok(Callee::Nothing),
                 }
             }
         };
         if app.compare(py, mtime) {
-            return Ok(Found::Elsewhere);
+            return Ok(Callee::Elsewhere);
         }
         match app.callable(py)? {
-            Some(callable) if callable.is_callable() => Ok(Found::Application(callable)),
+            Some(callable) if callable.is_callable() => Ok(Callee::Application(callable)),
             found => {
                 let script = String::from_utf8_lossy(target.script);
                 let callable = String::from_utf8_lossy(target.callable);
                 self.runtime.missing.bind(py).call1((&*script, &*callable, found))?;
-                Ok(Found::Nothing)
+                Ok(Callee::Nothing)
             }
         }
     }

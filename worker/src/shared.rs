@@ -1,8 +1,10 @@
 //! What all threads of the worker share: plan, table, epoll set, connections, the order to exit. Made once by the main
 //! thread before any other thread starts; lives as long as the process. No interpreter needed.
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Link};
 use crate::fds::{self, Fd};
+use crate::lane;
+use crate::serve::Work;
 use crate::sys;
 use crate::turn::Turn;
 use crate::watch::Watch;
@@ -13,6 +15,7 @@ use mod_wsgi_wire::frame::Level;
 use mod_wsgi_wire::keys;
 use mod_wsgi_wire::plan::WorkerPlan;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{
@@ -24,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Epoll data of the listening socket; connections have `generation:32 | index:32` with generations from 1.
 pub const LISTENER: u64 = 0;
+/// Epoll data of the descriptor that wakes a thread for requests that are queued.
+pub const BELL: u64 = u64::MAX;
 /// Most bytes of control messages that wait to be sent; records beyond it are dropped and counted.
 const MAX_QUEUE: usize = 1 << 20;
 
@@ -40,6 +45,12 @@ pub struct Shared {
     epoll: Epoll,
     /// Events that one thread has fetched for itself and others.
     fetched: Mutex<VecDeque<Event>>,
+    /// Requests that came on lanes, read by one thread for itself and others.
+    queued: Mutex<VecDeque<Work>>,
+    /// Lanes that are open.
+    lanes: Mutex<Vec<Arc<Conn>>>,
+    /// Wakes a thread that waits in the epoll set: each write is an event, and nobody reads it.
+    bell: Fd,
     /// Threads that wait in the epoll set.
     waiting: AtomicUsize,
     pub listener: Fd,
@@ -152,6 +163,23 @@ fn pipe() -> Result<(Fd, Fd), String> {
     Ok((take(w)?, take(r)?))
 }
 
+/// A descriptor whose every write is an event.
+fn bell(epoll: &Epoll) -> Result<Fd, String> {
+    let failed = |e| format!("eventfd: {e}");
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let fd = EventFd::from_value_and_flags(0, flags).map_err(failed)?;
+    let fd = Fd::new(fd.into()).map_err(failed)?;
+    epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL)).map_err(failed)?;
+    Ok(fd)
+}
+
+/// What a thread finds to do.
+pub enum Found {
+    /// A request that another thread, or this one, has read from a lane.
+    Work(Work),
+    Event(Event),
+}
+
 /// Reads the plan and takes over the descriptors it names.
 pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
     fds::prepare();
@@ -177,14 +205,18 @@ pub fn start(plan_fd: i32) -> Result<&'static Shared, String> {
     nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| format!("listener: {e}"))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| format!("epoll: {e}"))?;
     let epoll = Epoll(fds::place(epoll.0).map_err(|e| format!("epoll: {e}"))?);
+    let bell = bell(&epoll)?;
     let shared = Shared {
         token,
         table,
         journal,
         reload: Reload::default(),
         watch: Watch::new(plan.threads, plan.request_timeout),
-        epoll,
         fetched: Mutex::default(),
+        queued: Mutex::default(),
+        lanes: Mutex::default(),
+        bell,
+        epoll,
         waiting: AtomicUsize::new(0),
         listener,
         control,
@@ -223,19 +255,61 @@ impl Shared {
         let _ = self.epoll.modify(&self.listener, &mut event);
     }
 
-    /// Waits for one event. `None`: nothing there (when not to `block`) or interrupted. `many`: the caller is the only
+    /// Waits for something to do. `None`: nothing there (when not to `block`) or interrupted. `many`: the caller is the only
     /// one to wait, and takes what there is with one system call; the rest is kept for whoever asks next.
     #[inline]
-    pub fn wait(&self, block: bool, many: bool) -> Option<Event> {
+    pub fn wait(&self, block: bool, many: bool) -> Option<Found> {
         // Before the look at what others have fetched: see `keep`.
         if block {
             self.waiting.fetch_add(1, SeqCst);
         }
-        let event = self.fetched().or_else(|| self.fetch(block, many));
+        let found = self.queued().or_else(|| self.fetched().or_else(|| self.fetch(block, many)).map(Found::Event));
         if block {
             self.waiting.fetch_sub(1, SeqCst);
         }
-        event
+        found
+    }
+
+    fn queued(&self) -> Option<Found> {
+        let mut queued = lock(&self.queued);
+        let work = queued.pop_front()?;
+        let more = !queued.is_empty();
+        drop(queued);
+        if more {
+            self.ring(1);
+        }
+        Some(Found::Work(work))
+    }
+
+    /// Whether a request from a lane waits for a thread.
+    pub fn has_queued(&self) -> bool {
+        !lock(&self.queued).is_empty()
+    }
+
+    /// Queues requests for whoever asks next.
+    pub fn queue_up(&self, works: Vec<Work>) {
+        lock(&self.queued).extend(works);
+        // See `keep`: a thread that has begun to wait may have looked before.
+        self.ring(0);
+    }
+
+    /// Wakes one of the threads that wait, of which `own` are this one.
+    fn ring(&self, own: usize) {
+        if self.waiting.load(SeqCst) > own {
+            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Notes a connection on which the first request of a lane has come.
+    pub fn add_lane(&self, conn: &Arc<Conn>) {
+        lock(&self.lanes).push(conn.clone());
+    }
+
+    /// Sends the answers that wait on lanes.
+    pub fn flush_lanes(&self) {
+        // Copied: sending takes other locks.
+        let lanes: Vec<Arc<Conn>> = lock(&self.lanes).clone();
+        lanes.iter().for_each(|l| lane::flush(l));
     }
 
     fn fetched(&self) -> Option<Event> {
@@ -275,6 +349,18 @@ impl Shared {
 
     /// Adds an accepted connection.
     pub fn add(&self, fd: Fd) -> nix::Result<()> {
+        self.enlist(|key| Arc::new(Conn::new(fd, key)))
+    }
+
+    /// Gives the connection of a request that came on a lane its socket. Under the lock of what it sends.
+    pub fn add_link(&self, conn: &Arc<Conn>, fd: Fd) -> nix::Result<()> {
+        self.enlist(|key| {
+            conn.set_link(Link { fd, key });
+            conn.clone()
+        })
+    }
+
+    fn enlist(&self, make: impl FnOnce(u64) -> Arc<Conn>) -> nix::Result<()> {
         let generation = self.next_generation.fetch_add(1, Relaxed).max(1);
         let conn = {
             let mut slab = lock(&self.conns);
@@ -285,11 +371,12 @@ impl Shared {
                     slab.entries.len() as u32 - 1
                 }
             };
-            let conn = Arc::new(Conn::new(fd, (generation as u64) << 32 | index as u64));
+            let conn = make((generation as u64) << 32 | index as u64);
             slab.entries[index as usize] = (generation, Some(conn.clone()));
             conn
         };
-        let added = self.epoll.add(&conn.fd, EpollEvent::new(conn_flags(), conn.key));
+        let Some(link) = conn.link() else { return Err(nix::Error::EBADF) };
+        let added = self.epoll.add(&link.fd, EpollEvent::new(conn_flags(), link.key));
         if added.is_err() {
             self.close(&conn);
         }
@@ -313,31 +400,40 @@ impl Shared {
     }
 
     /// Makes an event for a connection if there is anything to read, and for all that comes later.
-    fn raise(&self, conn: &Conn) {
-        let mut event = EpollEvent::new(conn_flags(), conn.key);
-        // Fails only when the connection has been closed by the sweep; then nobody waits for it.
-        let _ = self.epoll.modify(&conn.fd, &mut event);
+    pub fn raise(&self, conn: &Conn) {
+        let mut flags = conn_flags();
+        flags.set(EpollFlags::EPOLLOUT, conn.stalled.load(Relaxed));
+        self.watch(conn, flags);
+    }
+
+    fn watch(&self, conn: &Conn, flags: EpollFlags) {
+        if let Some(link) = conn.link() {
+            // Fails only when the connection has been closed by the sweep; then nobody waits for it.
+            let _ = self.epoll.modify(&link.fd, &mut EpollEvent::new(flags, link.key));
+        }
     }
 
     /// No events for a connection until it is left unsettled: the thread that serves it reads on by itself.
     pub fn mute(&self, conn: &Conn) {
-        let mut event = EpollEvent::new(EpollFlags::EPOLLET, conn.key);
-        let _ = self.epoll.modify(&conn.fd, &mut event);
+        self.watch(conn, EpollFlags::EPOLLET);
     }
 
     /// Forgets and closes a connection. The peer sees the end at once, even if an object kept by the application still
     /// holds the descriptor.
     pub fn close(&self, conn: &Conn) {
+        // What came on a lane and got no connection of its own has nothing to close.
+        let Some(link) = conn.link() else { return };
+        lock(&self.lanes).retain(|l| !std::ptr::eq(&**l, conn));
         let mut slab = lock(&self.conns);
-        let index = conn.key as u32;
+        let index = link.key as u32;
         if let Some((generation, entry)) = slab.entries.get_mut(index as usize)
-            && *generation == (conn.key >> 32) as u32
+            && *generation == (link.key >> 32) as u32
             && entry.take().is_some()
         {
             slab.free.push(index);
         }
         drop(slab);
-        let _ = nix::sys::socket::shutdown(conn.fd.raw(), nix::sys::socket::Shutdown::Both);
+        let _ = nix::sys::socket::shutdown(link.fd.raw(), nix::sys::socket::Shutdown::Both);
     }
 
     /// Closes the connections idle for 60 s, the longest idle first, as long as more than twice the threads are open.
@@ -506,6 +602,11 @@ impl Shared {
 
     /// Logs a peer's bad greeting or frame, at most one line a second.
     pub fn log_hostile(&self, text: &str) {
+        self.log_seldom(&format!("{text}; connection closed"));
+    }
+
+    /// Logs what may happen with every request, at most one line a second.
+    pub fn log_seldom(&self, text: &str) {
         let mut last = lock(&self.hostile);
         let now = Instant::now();
         if last.0.is_some_and(|t| now.duration_since(t) < Duration::from_secs(1)) {
@@ -516,7 +617,7 @@ impl Shared {
         last.0 = Some(now);
         drop(last);
         let suffix = if more > 0 { format!(" ({more} more since the last line)") } else { String::new() };
-        self.log(Level::Error, format!("{text}; connection closed{suffix}"));
+        self.log(Level::Error, format!("{text}{suffix}"));
     }
 }
 

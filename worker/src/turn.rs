@@ -6,7 +6,7 @@
 //! Everything here runs without the interpreter.
 
 use crate::shared::lock;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub struct Turn {
     slow_at: AtomicU64,
     /// Held by the thread that ticks, while it does.
     ticking: Mutex<bool>,
+    /// The same for those who only ask.
+    ticks: AtomicBool,
     over: Condvar,
 }
 
@@ -60,6 +62,7 @@ impl Turn {
             ended: AtomicU64::new(0),
             slow_at: AtomicU64::new(0),
             ticking: Mutex::new(false),
+            ticks: AtomicBool::new(false),
             over: Condvar::new(),
         }
     }
@@ -69,8 +72,14 @@ impl Turn {
         self.brisk.load(Relaxed) && self.owner.load(Relaxed) == me
     }
 
-    /// Returns when thread `me` may wait for requests. `inside` tells how many are inside the application.
-    pub fn await_turn(&self, me: u16, inside: impl Fn() -> usize) {
+    /// Whether answers may wait to be sent: a thread ticks, and sends them with its next tick.
+    pub fn may_hold(&self) -> bool {
+        self.brisk.load(SeqCst) && self.ticks.load(SeqCst)
+    }
+
+    /// Returns when thread `me` may wait for requests. `inside` tells how many are inside the application; `tick` sends
+    /// what waits to be sent.
+    pub fn await_turn(&self, me: u16, inside: impl Fn() -> usize, tick: impl Fn()) {
         while self.brisk.load(Relaxed) && self.owner.load(Relaxed) != me {
             let mut ticking = lock(&self.ticking);
             if *ticking {
@@ -80,10 +89,12 @@ impl Turn {
                 continue;
             }
             *ticking = true;
+            self.ticks.store(true, SeqCst);
             let mut idle = 0;
             while self.brisk.load(Relaxed) {
                 let before = self.ended.load(Relaxed);
                 ticking = self.over.wait_timeout(ticking, TICK).unwrap_or_else(PoisonError::into_inner).0;
+                tick();
                 if self.ended.load(Relaxed) != before {
                     idle = 0;
                 } else if inside() > 0 {
@@ -97,8 +108,11 @@ impl Turn {
                 }
             }
             *ticking = false;
-            self.brisk.store(false, Relaxed);
+            self.ticks.store(false, SeqCst);
+            self.brisk.store(false, SeqCst);
             self.over.notify_all();
+            // Whoever held something back before it could see this; what comes later is not held back.
+            tick();
         }
     }
 

@@ -52,6 +52,30 @@ pub mod frame {
             Kind::Abort => super::file_log_abort::run(&selected(2)),
             Kind::BodyEnd | Kind::Continue | Kind::End | Kind::Done => assert!(payload.is_empty()),
             Kind::Body | Kind::Data => assert!(payload.len() <= limits::MAX_DATA),
+            Kind::Reply | Kind::Adopt => super::of_row::run(h.kind, payload),
+        }
+    }
+}
+
+/// What a lane's frames begin with.
+pub mod of_row {
+    use mod_wsgi_wire::frame::Kind;
+    use mod_wsgi_wire::{decode, encode, limits};
+
+    pub fn run(kind: Kind, data: &[u8]) {
+        match decode::of_row(data) {
+            Err(e) => super::offset_within(e, data.len()),
+            Ok(of) => {
+                let mut out = Vec::new();
+                match kind {
+                    Kind::Reply if of.frames.len() <= limits::MAX_REPLY => {
+                        encode::reply(&mut out, of.row, of.row_generation, &[of.frames]);
+                    }
+                    _ => encode::adopt(&mut out, of.row, of.row_generation),
+                }
+                let again = &out[limits::HEADER..];
+                assert_eq!(again, &data[..again.len()]);
+            }
         }
     }
 }
@@ -92,7 +116,7 @@ pub mod hello_worker {
 /// REQUEST. The first byte chooses how the body travels, the rest is the payload.
 pub mod request {
     use mod_wsgi_wire::decode::{self, Key};
-    use mod_wsgi_wire::encode::{Body, RequestBuilder, patch_row};
+    use mod_wsgi_wire::encode::{Body, RequestBuilder, for_lane, patch_row};
     use mod_wsgi_wire::frame::{Header, Kind, flags};
     use mod_wsgi_wire::{keys, limits};
 
@@ -137,6 +161,7 @@ pub mod request {
         b.finish(body).expect("what was accepted can be encoded");
         out.extend_from_slice(r.body);
         patch_row(&mut out, 0, &r.row);
+        for_lane(&mut out, 0, r.lane);
         let (h2, again, total) = decode::frame(&out).unwrap().expect("a whole frame");
         assert_eq!((h2, total), (h, out.len()));
         // Bytes 36..40 are not looked at, and the length of a stream is not either.
