@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import stat
@@ -142,6 +144,8 @@ def test_json_access_log(express) -> None:
     assert 0 <= app["queue_seconds"] < 30 and 0 <= app["app_seconds"] < 30 and 0 <= app["seconds"] < 60
     assert static["queue_seconds"] is static["app_seconds"] is static["worker_pid"] is None
     assert app["user"] == app["referer"] == ""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", app["time"]), app["time"]
+    assert abs(datetime.datetime.fromisoformat(app["time"]).timestamp() - time.time()) < 120
     assert static.keys() == app.keys() and len(app) == 17
 
 

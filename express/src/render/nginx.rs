@@ -96,9 +96,9 @@ pub fn configuration(plan: &Plan, nginx: &Nginx, places: Places<'_>) -> Result<S
     if without.contains(DOLLAR) { render(true) } else { Ok(without) }
 }
 
-/// The same members as the module for Apache writes; the three last ones are numbers or null by a map.
+/// The same members as the module for Apache writes; the time and the three last ones, numbers or null, come from maps.
 const JSON: &str = concat!(
-    r#"{"time":"$time_iso8601","client":"$remote_addr","user":"$remote_user","method":"$request_method","#,
+    r#"{"time":"$mod_wsgi_rs_time","client":"$remote_addr","user":"$remote_user","method":"$request_method","#,
     r#""target":"$request_uri","protocol":"$server_protocol","status":$status,"bytes":$body_bytes_sent,"#,
     r#""seconds":$request_time,"host":"$http_host","referer":"$http_referer","user_agent":"$http_user_agent","#,
     r#""request_id":"$connection-$connection_requests","process_group":"$wsgi_process_group","#,
