@@ -108,33 +108,26 @@ const fn mask(name: &'static CStr, mask: u32) -> sys::ngx_conf_bitmask_t {
 const LAST: sys::ngx_conf_bitmask_t =
     sys::ngx_conf_bitmask_t { name: sys::ngx_str_t { len: 0, data: null_mut() }, mask: 0 };
 
-static NEXT_UPSTREAM: Masks<11> = Masks([
-    mask(c"error", sys::NGX_HTTP_UPSTREAM_FT_ERROR),
-    mask(c"timeout", sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT),
-    mask(c"invalid_header", sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER),
-    mask(c"non_idempotent", sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT),
-    mask(c"http_500", sys::NGX_HTTP_UPSTREAM_FT_HTTP_500),
-    mask(c"http_503", sys::NGX_HTTP_UPSTREAM_FT_HTTP_503),
-    mask(c"http_403", sys::NGX_HTTP_UPSTREAM_FT_HTTP_403),
-    mask(c"http_404", sys::NGX_HTTP_UPSTREAM_FT_HTTP_404),
-    mask(c"http_429", sys::NGX_HTTP_UPSTREAM_FT_HTTP_429),
-    mask(c"off", sys::NGX_HTTP_UPSTREAM_FT_OFF),
-    LAST,
-]);
+/// The cases of a failed try, and one that is a directive's own.
+const fn cases(own: sys::ngx_conf_bitmask_t) -> Masks<11> {
+    Masks([
+        mask(c"error", sys::NGX_HTTP_UPSTREAM_FT_ERROR),
+        mask(c"timeout", sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT),
+        mask(c"invalid_header", sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER),
+        mask(c"http_500", sys::NGX_HTTP_UPSTREAM_FT_HTTP_500),
+        mask(c"http_503", sys::NGX_HTTP_UPSTREAM_FT_HTTP_503),
+        mask(c"http_403", sys::NGX_HTTP_UPSTREAM_FT_HTTP_403),
+        mask(c"http_404", sys::NGX_HTTP_UPSTREAM_FT_HTTP_404),
+        mask(c"http_429", sys::NGX_HTTP_UPSTREAM_FT_HTTP_429),
+        mask(c"off", sys::NGX_HTTP_UPSTREAM_FT_OFF),
+        own,
+        LAST,
+    ])
+}
 
-pub static USE_STALE: Masks<11> = Masks([
-    mask(c"error", sys::NGX_HTTP_UPSTREAM_FT_ERROR),
-    mask(c"timeout", sys::NGX_HTTP_UPSTREAM_FT_TIMEOUT),
-    mask(c"invalid_header", sys::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER),
-    mask(c"updating", sys::NGX_HTTP_UPSTREAM_FT_UPDATING),
-    mask(c"http_500", sys::NGX_HTTP_UPSTREAM_FT_HTTP_500),
-    mask(c"http_503", sys::NGX_HTTP_UPSTREAM_FT_HTTP_503),
-    mask(c"http_403", sys::NGX_HTTP_UPSTREAM_FT_HTTP_403),
-    mask(c"http_404", sys::NGX_HTTP_UPSTREAM_FT_HTTP_404),
-    mask(c"http_429", sys::NGX_HTTP_UPSTREAM_FT_HTTP_429),
-    mask(c"off", sys::NGX_HTTP_UPSTREAM_FT_OFF),
-    LAST,
-]);
+static NEXT_UPSTREAM: Masks<11> = cases(mask(c"non_idempotent", sys::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT));
+
+pub static USE_STALE: Masks<11> = cases(mask(c"updating", sys::NGX_HTTP_UPSTREAM_FT_UPDATING));
 
 fn all() -> impl Iterator<Item = Setting> {
     NGINX.iter().filter_map(|d| match d.kind {
