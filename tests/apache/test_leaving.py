@@ -11,6 +11,7 @@ import pytest
 
 from harness import http, procs
 from harness.apache import Apache
+from harness.notes import noted, notes
 from harness.server import running
 from harness.wait import wait_until
 
@@ -34,15 +35,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Apache]:
 def _fresh(server: Apache) -> None:
     for name in ("notes", "gate"):
         (server.scratch / name).unlink(missing_ok=True)
-
-
-def notes(server: Apache) -> list[str]:
-    path = server.scratch / "notes"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def noted(server: Apache, line: str) -> None:
-    wait_until(lambda: line in notes(server), 10, f"the application notes '{line}'")
 
 
 def rows(server: Apache, group: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import pytest
 
 from harness import http
 from harness.apache import Apache
+from harness.notes import notes
 from harness.wait import wait_until
 
 CONFIG = """
@@ -25,11 +26,6 @@ WSGIScriptAlias / {apps}/spool.wsgi
 """
 MPMS = pytest.mark.parametrize("mpm", ["event", "prefork"])
 LARGE = 300  # blocks of 64 KiB: more than the sockets of a connection hold
-
-
-def notes(server: Apache) -> list[str]:
-    path = server.scratch / "notes"
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def expected(blocks: int) -> bytes:

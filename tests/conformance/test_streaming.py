@@ -16,6 +16,7 @@ import pytest
 from harness import http, kinds, procs
 from harness.apache import Apache
 from harness.nginx import Nginx
+from harness.notes import noted, notes
 from harness.server import Server, running
 from harness.wait import wait_until
 
@@ -68,15 +69,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def name_of(server: Server) -> str:
     """The kind of server, for names that must differ."""
     return server.mpm if isinstance(server, Apache) else server.NAME
-
-
-def notes(server: Server) -> list[str]:
-    path = server.scratch / "notes"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def noted(server: Server, line: str) -> None:
-    wait_until(lambda: line in notes(server), 10, f"the application notes '{line}'; has {notes(server)[-5:]}")
 
 
 def chunk(data: bytes) -> bytes:

@@ -3,7 +3,6 @@ tools that write nothing, machines with little memory."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
@@ -11,37 +10,17 @@ import resource
 import shutil
 import signal
 import subprocess
-import threading
 import time
 
 import pytest
 
 from harness import procs, product
+from harness.life import in_background, server
 from harness.load import Load
 from harness.plan import Plan, Script
-from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.ours
-
-
-def server(serve, options: str = "", processes: int = 2, **kw) -> Server:
-    one = serve(Plan(f"processes={processes} threads=3 {options}"), **kw)
-    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
-    return one
-
-
-def in_background(call) -> list:
-    """Runs `call` in a thread; the list gets what it returns."""
-    out: list = []
-
-    def run() -> None:
-        # a connection that a stop breaks off is no answer
-        with contextlib.suppress(ConnectionError):
-            out.append(call())
-
-    threading.Thread(target=run, daemon=True).start()
-    return out
 
 
 def install(where: pathlib.Path) -> None:
@@ -102,8 +81,9 @@ def test_package_upgrade(serve) -> None:
 def test_stop_under_a_service_manager(serve, graceful: bool) -> None:
     """L6: KillMode=mixed: when the server's first process has ended everything else is killed: by then there is nothing
     left, and a graceful stop has finished its requests and the exit handlers."""
-    one = server(serve)
-    slow = in_background(lambda: one.get("/sleep?2", timeout=20))
+    one = server(serve, processes=2)
+    # a connection that the stop breaks off is no answer
+    slow = in_background(lambda: one.get("/sleep?2", timeout=20), ConnectionError)
     wait_until(lambda: any(w["running"] for w in one.workers()))
     workers = one.ready()
     one.snapshot()

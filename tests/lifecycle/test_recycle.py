@@ -3,29 +3,15 @@ lost; each reason works alone, with every other at its default."""
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
+from harness.life import in_background, server
 from harness.load import Load
 from harness.plan import Plan
 from harness.server import Server
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.ours
-
-
-def server(serve, options: str, processes: int = 1) -> Server:
-    one = serve(Plan(f"processes={processes} threads=3 {options}"))
-    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
-    return one
-
-
-def in_background(call) -> list:
-    """Runs `call` in a thread; the list gets what it returns."""
-    out: list = []
-    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
-    return out
 
 
 def reasons(one: Server) -> list[str]:
@@ -261,7 +247,7 @@ def test_a_refused_reload_holds_up_recycling(serve) -> None:
 def test_a_version_that_loads_again_takes_over(serve) -> None:
     """L5: a worker that took a dead one's place and could load the mended code shows that it can be: the others follow,
     though nobody has asked for anything."""
-    one = server(serve, "", processes=3)
+    one = server(serve, processes=3)
     good = (one.apps / "life.wsgi").read_text()
     before = one.ready()
     refuses(one)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import socket
-import threading
 import time
 
 import pytest
 
 from harness import http
+from harness.life import in_background
 from harness.plan import Plan
 from harness.server import Server
 from harness.wait import Timeout, wait_until
@@ -23,13 +23,6 @@ def server(serve, options: str, own: str = "") -> Server:
     one = serve(Plan(f"processes=1 threads=4 {options}", "paced.wsgi", own={"apache": own}))
     wait_until(one.ready, what="the worker is ready")
     return one
-
-
-def in_background(call) -> list:
-    """Runs `call` in a thread; the list gets what it returns."""
-    out: list = []
-    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
-    return out
 
 
 def noted(one: Server, name: str) -> None:

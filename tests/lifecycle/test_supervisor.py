@@ -7,28 +7,14 @@ import contextlib
 import os
 import pathlib
 import signal
-import threading
 
 import pytest
 
-from harness.plan import Plan
+from harness.life import in_background, server
 from harness.server import Server
 from harness.wait import Timeout, wait_until
 
 pytestmark = pytest.mark.ours
-
-
-def server(serve, options: str = "", processes: int = 2) -> Server:
-    one = serve(Plan(f"processes={processes} threads=3 {options}"))
-    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
-    return one
-
-
-def in_background(call) -> list:
-    """Runs `call` in a thread; the list gets what it returns."""
-    out: list = []
-    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
-    return out
 
 
 def kill_supervisor(one: Server) -> None:
@@ -56,7 +42,7 @@ def slow_start(one: Server) -> None:
 
 def test_a_long_request_ends_well(serve) -> None:
     """L6: a request that runs 5 s in a worker whose supervisor dies gets its answer; the worker then goes."""
-    one = server(serve)
+    one = server(serve, processes=2)
     before = one.ready()
     slow = in_background(lambda: one.get("/sleep?5", timeout=20))
     wait_until(lambda: any(w["running"] for w in one.workers()))
@@ -131,7 +117,7 @@ def test_it_is_killed_in_the_end(serve) -> None:
 
 def test_broken_code_leaves_the_old_serving(serve) -> None:
     """L5, L6: the code on disk has been broken meanwhile: the workers of the dead supervisor serve on."""
-    one = server(serve)
+    one = server(serve, processes=2)
     before = one.ready()
     good = (one.apps / "life.wsgi").read_text()
     one.expect_log("MWR0308")
@@ -149,7 +135,7 @@ def test_broken_code_leaves_the_old_serving(serve) -> None:
 
 def test_they_serve_as_long_as_it_takes(serve) -> None:
     """L6: new workers that need longer than orphan-timeout (10 s) to start: the old ones serve all the time."""
-    one = server(serve, "startup-timeout=60")
+    one = server(serve, "startup-timeout=60", processes=2)
     before = one.ready()
     slow_start(one)
     kill_supervisor(one)
@@ -162,7 +148,7 @@ def test_they_serve_as_long_as_it_takes(serve) -> None:
 
 def test_nobody_left(serve) -> None:
     """L6: keeper and supervisor are killed: the workers end their requests and themselves after orphan-timeout."""
-    one = server(serve, "graceful-timeout=30")
+    one = server(serve, "graceful-timeout=30", processes=2)
     one.log.allow("MWR0")
     workers = [p for p in one.processes() if p.pid in one.ready()]
     assert len(workers) == 2
@@ -178,7 +164,7 @@ def test_nobody_left(serve) -> None:
 
 def test_many_of_them(serve) -> None:
     """DESIGN 2: also forty workers are handed over."""
-    one = server(serve, "", processes=40)
+    one = server(serve, processes=40)
     before = one.ready()
     good = (one.apps / "life.wsgi").read_text()
     one.log.allow("MWR0308|MWR0433|Traceback|  File |RuntimeError|    ")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 
 import pytest
 
+from harness import life
+from harness.life import in_background
 from harness.load import Load
 from harness.plan import Plan
 from harness.server import Server
@@ -19,8 +20,7 @@ STACKS = r"  File |Thread 0x|Current thread 0x|Extension modules|\(most recent c
 
 
 def server(serve, options: str, processes: int = 1, **plan) -> Server:
-    one = serve(Plan(f"processes={processes} threads=3 {options}", **plan))
-    wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
+    one = life.server(serve, options, processes, plan)
     one.log.allow(STACKS)
     return one
 
@@ -34,13 +34,6 @@ def lingering(serve, options: str, processes: int) -> Server:
     wait_until(lambda: len(one.ready()) == processes, what="workers are ready")
     one.log.allow(STACKS)
     return one
-
-
-def in_background(call) -> list:
-    """Runs `call` in a thread; the list gets what it returns."""
-    out: list = []
-    threading.Thread(target=lambda: out.append(call()), daemon=True).start()
-    return out
 
 
 @pytest.mark.everywhere

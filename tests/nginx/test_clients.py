@@ -12,22 +12,15 @@ import pytest
 
 from harness import http, procs
 from harness.nginx import Nginx
+from harness.notes import APP as NOTES
+from harness.notes import let, noted, notes
 from harness.server import running
 from harness.wait import wait_until
 
-APP = """
+APP = (
+    NOTES
+    + """
 import hashlib, json, os, time
-
-SCRATCH = "{scratch}"
-
-def note(line):
-    fd = os.open(SCRATCH + "/notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(fd, line.encode() + b"\\n")
-    os.close(fd)
-
-def wait(name):
-    while not os.path.exists(SCRATCH + "/go-" + name):
-        time.sleep(0.005)
 
 def events(start_response, name, size):
     # each event waits for the one before to have been seen
@@ -101,6 +94,7 @@ def application(environ, start_response):
         return [b"%d" % os.getpid()]
     return globals()[kind](start_response, name)
 """
+)
 SITE = """
 wsgi_process_group g;
 gzip_types text/event-stream;
@@ -134,19 +128,6 @@ def site() -> Iterator[Nginx]:
 def name(request: pytest.FixtureRequest) -> str:
     """One that no other test has."""
     return f"n{time.monotonic_ns()}"
-
-
-def notes(server: Nginx) -> list[str]:
-    path = server.scratch / "notes"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def noted(server: Nginx, line: str) -> None:
-    wait_until(lambda: line in notes(server), 10, f"the application notes '{line}'")
-
-
-def let(server: Nginx, name: str) -> None:
-    (server.scratch / f"go-{name}").touch()
 
 
 # --- events

@@ -12,6 +12,7 @@ import pytest
 
 from harness import http, log
 from harness.nginx import Nginx
+from harness.notes import let
 from harness.wait import wait_until
 
 APP = """
@@ -66,10 +67,6 @@ def held(server: Nginx, name: str) -> threading.Thread:
     thread.start()
     wait_until(lambda: (server.scratch / f"ran-{name}").exists(), 10, "the application runs")
     return thread
-
-
-def let(server: Nginx, name: str) -> None:
-    (server.scratch / f"go-{name}").touch()
 
 
 def both(server: Nginx, target: str, status: int, **kw: object) -> http.Response:

@@ -14,22 +14,15 @@ import pytest
 
 from harness import http, log, procs
 from harness.nginx import Nginx
+from harness.notes import APP as NOTES
+from harness.notes import let, noted, notes
 from harness.server import running
 from harness.wait import wait_until
 
-APP = """
+APP = (
+    NOTES
+    + """
 import hashlib, os, signal, time
-
-SCRATCH = "{scratch}"
-
-def note(line):
-    fd = os.open(SCRATCH + "/notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(fd, line.encode() + b"\\n")
-    os.close(fd)
-
-def wait(name):
-    while not os.path.exists(SCRATCH + "/go-" + name):
-        time.sleep(0.005)
 
 def answer(start_response, text, status="200 OK", more=()):
     body = text.encode()
@@ -104,6 +97,7 @@ class Closing:
         except OSError:
             note(self.name + " closed OSError")
 """
+)
 SITE = """
 wsgi_process_group g;
 wsgi_request_buffering off;
@@ -147,19 +141,6 @@ def fresh() -> Iterator[Callable[..., Nginx]]:
     for server in servers:
         server.stop()
         server.finished = True
-
-
-def notes(server: Nginx) -> list[str]:
-    path = server.scratch / "notes"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def noted(server: Nginx, line: str) -> None:
-    wait_until(lambda: line in notes(server), 10, f"the application notes '{line}'; has {notes(server)[-5:]}")
-
-
-def let(server: Nginx, name: str) -> None:
-    (server.scratch / f"go-{name}").touch()
 
 
 def runs(server: Nginx, name: str) -> list[int]:
