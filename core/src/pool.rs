@@ -161,12 +161,21 @@ impl Pool {
             // Set again each time: an idle pool may have looked just before the last worker ended.
             _ => self.table.set_wanted(),
         }
-        let limit =
-            self.limits.queue_timeout.map_or(self.limits.startup_timeout, |q| q.min(self.limits.startup_timeout));
+        let limit = self.start_limit();
         if waited >= limit {
             return Err(RequestError::NotReady { group: self.label(), seconds: limit.as_secs() });
         }
         Ok(None)
+    }
+
+    /// How long a request waits for a first ready worker.
+    fn start_limit(&self) -> Duration {
+        self.limits.queue_timeout.map_or(self.limits.startup_timeout, |q| q.min(self.limits.startup_timeout))
+    }
+
+    /// Whether [`Pool::admit`] would only say that no worker is ready yet.
+    pub fn must_wait(&self, waited: Duration) -> bool {
+        self.table.pool() == PoolState::Active && !self.any_ready() && waited < self.start_limit()
     }
 
     /// Whether another ready worker than `slot` has an idle thread.

@@ -63,6 +63,8 @@ pub struct Exchange {
     pub retry_after: *mut sys::ngx_table_elt_t,
     /// When it began to look for a worker; its body had been read by then.
     started: Instant,
+    /// When it looked for one last.
+    looked: Instant,
     /// Workers asked, also those that gave it back unrun.
     tries: u32,
     /// Workers that have begun it.
@@ -129,6 +131,7 @@ impl Exchange {
             pid: None,
             retry_after: std::ptr::null_mut(),
             started: Instant::now(),
+            looked: Instant::now(),
             tries: 0,
             runs: 0,
             another: false,
@@ -242,6 +245,20 @@ pub fn look(x: *mut Exchange) -> Look {
         _ => {}
     }
     looked
+}
+
+/// Whether a request that waits would have to wait on: whoever is woken takes nginx's whole way to the next wait.
+pub fn must_wait(x: *mut Exchange) -> bool {
+    // SAFETY: as in `fail_for`.
+    let x = unsafe { &*x };
+    let waited = x.started.elapsed();
+    // SAFETY: the request lives as long as its exchange.
+    let limit = Duration::from_millis(unsafe { Request::new(x.r) }.location().upstream.connect_timeout as u64);
+    // nginx's own timer, which begins anew with every look, must not be the one that ends the wait.
+    x.failure.is_none()
+        && waited < limit
+        && x.looked.elapsed() < limit / 2
+        && x.group.as_ref().is_some_and(|g| g.pool.must_wait(waited))
 }
 
 /// Makes nginx read the request's connection, which fails: it then asks for another one.
@@ -453,6 +470,7 @@ unsafe extern "C" fn get(pc: *mut sys::ngx_peer_connection_t, data: *mut c_void)
                     if x.failure.is_some() {
                         return sys::NGX_DONE as sys::ngx_int_t;
                     }
+                    x.looked = Instant::now();
                     x.ticket = current().map(|p| p.park(data.cast()));
                     sys::NGX_AGAIN as sys::ngx_int_t
                 }

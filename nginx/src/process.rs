@@ -478,8 +478,10 @@ impl Process {
         // Each is tried once; who must wait on comes back by itself, behind the others of this round.
         let round = std::mem::take(&mut *self.parked.borrow_mut());
         for ticket in round {
-            if let Some(x) = self.holder(ticket) {
-                crate::peer::wake(x);
+            match self.holder(ticket) {
+                Some(x) if crate::peer::must_wait(x) => self.parked.borrow_mut().push_back(ticket),
+                Some(x) => crate::peer::wake(x),
+                None => {}
             }
         }
         if !self.parked.borrow().is_empty() {

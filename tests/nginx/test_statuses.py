@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,34 @@ while not os.path.exists("{scratch}/go-start"):
     assert r.header("Retry-After") == "5" and 3 <= time.monotonic() - begun < 15
     let(server, "start")
     wait_until(lambda: server.get("/x").status == 200, 20)
+
+
+def test_waiting_costs_little(site: Callable[..., Nginx]) -> None:
+    """N13: requests that wait for a first ready worker are looked at together, and only those that can go are woken."""
+    slow = """
+import os, time
+while not os.path.exists("{scratch}/go-start"):
+    time.sleep(0.005)
+"""
+    server = site("startup-timeout=60", app=slow + APP)
+    [nginx] = wait_until(lambda: server.server_processes() or None, 10, "nginx's worker process")
+
+    def used() -> float:
+        """Seconds of the processor."""
+        fields = Path(f"/proc/{nginx.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect(timeout=60)) for _ in range(300)]
+        for c in clients:
+            c.send(http.build(target="/x?w"))
+        # measured is a time in which nothing else happens
+        time.sleep(1)
+        before, begun = used(), time.monotonic()
+        time.sleep(2)
+        assert (used() - before) / (time.monotonic() - begun) < 0.15
+        let(server, "start")
+        assert [c.response().status for c in clients] == [200] * 300
 
 
 def test_503_with_a_full_queue(site: Callable[..., Nginx]) -> None:
