@@ -130,7 +130,7 @@ import os, time
 while not os.path.exists("{scratch}/go-start"):
     time.sleep(0.005)
 """
-    server = site("startup-timeout=60", app=slow + APP)
+    server = site("startup-timeout=60 queue-limit=400", app=slow + APP)
     [nginx] = wait_until(lambda: server.server_processes() or None, 10, "nginx's worker process")
 
     def used() -> float:
