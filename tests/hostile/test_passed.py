@@ -61,6 +61,8 @@ def given(kind: str, scratch: pathlib.Path) -> Iterator[int]:
 
 
 KINDS = ["fuse", "fuse-stray", "fuse-path", "socket", "device", "pipe", "directory", "path", "write", "short", "good"]
+#: of a request that has a connection of its own everywhere: it is too large for a lane
+OWN = {"method": "POST", "body": b"b" * 20_000}
 #: what may not even be closed: it stays open
 KEPT = ("fuse", "fuse-stray", "socket", "device")
 
@@ -135,7 +137,7 @@ def lie(server: Server, kind: str, fd: int) -> dict[procs.Process, int]:
     fake = FakeWorker(worker_sockets(server)[-1], passing(kind, fd))
     try:
         for _ in range(8):
-            r = server.get("/exact?lie", timeout=10)
+            r = server.get("/exact?lie", timeout=10, **OWN)
             if good:
                 assert (r.status, r.body) == (200, b"0123456789")
             else:
@@ -198,7 +200,7 @@ def test_a_file_amid_an_answer(serve, server_kind: str) -> None:
         s.sendall(frame(DATA, b"more") + frame(END) + frame(DONE))
 
     with given("good", server.scratch) as fd, contextlib.closing(FakeWorker(worker_sockets(server)[-1], play)) as fake:
-        r = server.get("/exact?amid", timeout=10)
+        r = server.get("/exact?amid", timeout=10, **OWN)
         assert fake.connections > 0
         if server_kind == "nginx":
             server.expect_log("MWR0208: .*FILE without END")

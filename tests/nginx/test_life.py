@@ -132,14 +132,15 @@ def application(environ, start_response):
 """
 
 
-def test_a_connection_to_an_earlier_worker_gets_no_request(nginx: Callable[..., Nginx]) -> None:
-    """DESIGN 4: a kept connection leads to one incarnation of its slot, also where its other end stays open."""
+@pytest.mark.parametrize("kw", [{}, {"method": "POST", "body": b"b" * 20_000}], ids=["lane", "connection"])
+def test_a_connection_to_an_earlier_worker_gets_no_request(nginx: Callable[..., Nginx], kw: dict[str, object]) -> None:
+    """DESIGN 4: a kept connection, or a lane, leads to one incarnation of its slot, also where its other end stays open."""
     site = "location / { wsgi_script {apps}/holds.wsgi; wsgi_process_group blog; }"
     server = nginx(site, http_config="wsgi_daemon_process blog processes=1 threads=1;", workers=1, start=False)
     server.write("holds.wsgi", HOLDS)
     server.start()
     server.allow_log("MWR0306")
-    child = int(server.get("/hold").text)
+    child = int(server.get("/hold", **kw).text)
     try:
         [path] = worker_sockets(server)
         slot, first = os.path.basename(path).split(".")
@@ -155,7 +156,7 @@ def test_a_connection_to_an_earlier_worker_gets_no_request(nginx: Callable[..., 
             return [os.path.basename(s).split(".") for s in worker_sockets(server)]
 
         wait_until(back, 20, "a worker in the slot of the first")
-        assert {int(server.get(timeout=10).text)} == server.ready("blog")
+        assert {int(server.get(timeout=10, **kw).text)} == server.ready("blog")
     finally:
         os.kill(child, signal.SIGKILL)
 
