@@ -283,7 +283,7 @@ options! {
         |o, v| { o.maximum_application_groups = Some(whole(v, 0, 1000)? as u16); Ok(()) };
     "no-new-privileges" "On or Off" "Off" No, "prctl(PR_SET_NO_NEW_PRIVS) for the workers: set-user-ID programs such as sendmail and sudo stop working."
         |o, v| { o.no_new_privileges = Some(switch(v)?); Ok(()) };
-    "pass-files" "On or Off" "On where the group runs as the server's own user, else Off" No, "Whether files of `wsgi.file_wrapper` reach the server as files, which it sends by itself and of which it makes ranges, or as bytes. A group of another user that you do not trust could pass a file of a FUSE file system that does not answer, for which a process of the server waits when it ends: see docs/security.md."
+    "pass-files" "On or Off" "On where the group runs as the server's own user, else Off" No, "Whether files of `wsgi.file_wrapper` reach the server as files, which it sends by itself and of which it makes ranges, or as bytes; on nginx also whether small requests share a connection to a worker, which is quicker. A group of another user that you do not trust could pass a file of a FUSE file system that does not answer, for which a process of the server waits when it ends: see docs/security.md."
         |o, v| { o.pass_files = Some(switch(v)?); Ok(()) };
     "maximum-requests" "whole number, 0 = never" "0" Same, "Requests after which a worker is replaced."
         |o, v| { o.recycle.maximum_requests = count(v)?; Ok(()) };
