@@ -40,6 +40,9 @@ fn shared() -> PyResult<&'static shared::Shared> {
 fn start(py: Python<'_>, plan_fd: i32) -> PyResult<Bound<'_, PyDict>> {
     let shared = shared::start(plan_fd).map_err(PyRuntimeError::new_err)?;
     control::spawn(shared)?;
+    if shared.plan.threads == 1 {
+        shared.turn.tick_for_one(|| shared.inside(), || shared.flush_lanes())?;
+    }
     let plan = &shared.plan;
     let d = PyDict::new(py);
     d.set_item("group", &plan.group)?;

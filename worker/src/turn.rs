@@ -116,6 +116,24 @@ impl Turn {
         }
     }
 
+    /// Starts the thread that ticks where there is one serving thread and so none that stands by: only for the answers that
+    /// wait to be sent. `tick` as in [`Turn::await_turn`].
+    pub fn tick_for_one(
+        &'static self,
+        inside: impl Fn() -> usize + Send + 'static,
+        tick: impl Fn() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let run = move || {
+            loop {
+                let begun = self.over.wait_while(lock(&self.ticking), |_| !self.brisk.load(SeqCst));
+                drop(begun.unwrap_or_else(PoisonError::into_inner));
+                // No serving thread has this number.
+                self.await_turn(u16::MAX, &inside, &tick);
+            }
+        };
+        std::thread::Builder::new().name("wsgi-ticks".into()).stack_size(256 * 1024).spawn(run).map(drop)
+    }
+
     fn now(&self) -> u64 {
         (self.epoch.elapsed().as_micros() as u64).max(1)
     }
@@ -148,7 +166,10 @@ impl Turn {
         if many && quick && calm && alone {
             if !self.brisk.load(Relaxed) {
                 self.owner.store(me, Relaxed);
-                self.brisk.store(true, Relaxed);
+                self.brisk.store(true, SeqCst);
+                // Whoever waits for a phase to begin looks under the lock.
+                drop(lock(&self.ticking));
+                self.over.notify_all();
             }
         } else if self.is_owner(me) {
             self.brisk.store(false, Relaxed);
