@@ -206,6 +206,10 @@ pub fn board(
 pub fn deposit(wire: *mut Wire, bytes: &[u8]) -> usize {
     // SAFETY: a live wire: lanes know only those that ride.
     let w = unsafe { &mut *wire };
+    if w.inbox_at > KEPT {
+        // One that is never read to its end must not grow for ever.
+        w.inbox.drain(..std::mem::take(&mut w.inbox_at));
+    }
     w.inbox.extend_from_slice(bytes);
     w.inbox.len() - w.inbox_at
 }
@@ -652,6 +656,7 @@ fn put_away(wire: *mut Wire) {
         sys::mwr_unpost_event(c.read);
         sys::mwr_unpost_event(c.write);
         (*c.read).set_ready(0);
+        (*c.read).set_delayed(0);
         c.data = null_mut();
         tell(c, log::of_process());
         let spoiled = (*c.read).error() != 0
@@ -720,6 +725,8 @@ pub fn release(wire: *mut Wire, reader: Reader, owes_end: bool) {
         tell(c, log::of_process());
         sys::mwr_del_timer(c.read);
         sys::mwr_del_timer(c.write);
+        // wsgi_limit_rate held up the reading of this answer, not of the next.
+        (*c.read).set_delayed(0);
         sys::mwr_unpost_event(c.write);
         (*c.write).handler = Some(ignore);
         c.set_idle(1);

@@ -30,6 +30,9 @@ const TOGETHER: u32 = 8;
 const READ: usize = 32 * 1024;
 /// Most bytes of one row's answer that wait for nginx to take them. An honest worker asks for a socket long before.
 const MOST_WAITING: usize = 1024 * 1024;
+/// Most bytes of requests that wait for the worker to read, those that have been given up included; with more, requests get
+/// connections of their own.
+const MOST_UNSENT: usize = 256 * 1024;
 /// Requests of a script that get connections of their own after one of its answers needed one.
 pub const ASIDE: u32 = 16;
 
@@ -118,6 +121,11 @@ impl Lane {
     /// Whether another request may go to that incarnation of its slot on it.
     pub fn takes(&self, slot_generation: u32) -> bool {
         !self.c.get().is_null() && !self.leaving.get() && self.slot_generation == slot_generation
+    }
+
+    /// The worker does not read: it is to take nothing more for now.
+    pub fn is_crowded(&self) -> bool {
+        self.out.borrow().len() > MOST_UNSENT
     }
 
     /// It has brought an answer before.

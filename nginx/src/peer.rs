@@ -343,18 +343,7 @@ impl Exchange {
             }
         };
         self.tries += 1;
-        let opened = if self.may_ride() {
-            group.lane(&lease, client, log).and_then(|lane| conn::board(&lane, &group, &lease, log))
-        } else {
-            match group.take_idle(lease.slot, lease.slot_generation) {
-                Some(wire) => {
-                    conn::employ(wire, log);
-                    Ok(wire)
-                }
-                None => conn::open(&group, &lease, client, log),
-            }
-        };
-        match opened {
+        match self.connect(&group, &lease, client, log) {
             Ok(wire) => {
                 self.pid = Some(pool.table.pid(lease.slot));
                 self.lease = Some(lease);
@@ -376,6 +365,28 @@ impl Exchange {
                 // A worker that is just dying stays READY until its supervisor has noticed.
                 Ok(Taken::Wait)
             }
+        }
+    }
+
+    fn connect(
+        &self,
+        group: &Rc<Group>,
+        lease: &Lease,
+        client: u32,
+        log: *mut sys::ngx_log_t,
+    ) -> Result<*mut Wire, OpenError> {
+        if self.may_ride() {
+            let lane = group.lane(lease, client, log)?;
+            if !lane.is_crowded() {
+                return conn::board(&lane, group, lease, log);
+            }
+        }
+        match group.take_idle(lease.slot, lease.slot_generation) {
+            Some(wire) => {
+                conn::employ(wire, log);
+                Ok(wire)
+            }
+            None => conn::open(group, lease, client, log),
         }
     }
 

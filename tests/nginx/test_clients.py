@@ -40,6 +40,15 @@ def endless(start_response, name):
     finally:
         note(name + " closed")
 
+def drip(start_response, name):
+    start_response("200 OK", [("Content-Type", "text/event-stream")])
+    try:
+        while True:
+            yield b"x"
+            time.sleep(0.2)
+    finally:
+        note(name + " closed")
+
 def slow_head(start_response, name):
     note(name + " began")
     wait(name)
@@ -111,6 +120,7 @@ location /little-busy { wsgi_script {apps}/clients.wsgi; wsgi_busy_buffers_size 
 location /little-written {
     wsgi_script {apps}/clients.wsgi; wsgi_temp_file_write_size 8k; wsgi_max_temp_file_size 0;
 }
+location /limited { wsgi_script {apps}/clients.wsgi; wsgi_limit_rate 1k; }
 location /tiny { wsgi_script {apps}/clients.wsgi; client_body_buffer_size 1k; }
 """
 THREADS = 4
@@ -186,6 +196,17 @@ def test_a_long_answer_goes_out_in_large_pieces(site: Nginx, place: str) -> None
     assert largest <= 8192 if place else largest > 12_000
 
 
+@pytest.mark.parametrize("size", [0, 20_000], ids=["lane", "own"])
+def test_a_limit_holds_up_one_answer(site: Nginx, name: str, size: int) -> None:
+    """wsgi_limit_rate: its pause at the end of an answer is none of the next answer on the same connection."""
+    for i in range(3):
+        with site.connect() as c:
+            c.send(http.build("POST", f"/limited/between?{name}-{i}", body=b"x" * size))
+            assert c.head().status == 200 and c.read_chunk() == b"first"
+            let(site, f"{name}-{i}")
+            assert c.read_chunk() == b"second" and c.read_chunk() == b""
+
+
 # --- slow clients
 
 
@@ -226,6 +247,14 @@ def test_leaving_an_endless_answer(site: Nginx, name: str, place: str) -> None:
     """N8, N17: the application learns it at its next block: close() runs and the thread is free."""
     with site.connect() as c:
         c.send(http.build(target=f"{place}/endless?{name}"))
+        assert c.head().status == 200 and c.read_chunk()
+    noted(site, f"{name} closed")
+
+
+def test_leaving_small_events(site: Nginx, name: str) -> None:
+    """N8, N17: the same when they would take for ever to fill any buffer."""
+    with site.connect() as c:
+        c.send(http.build(target=f"/drip?{name}"))
         assert c.head().status == 200 and c.read_chunk()
     noted(site, f"{name} closed")
 

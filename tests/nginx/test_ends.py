@@ -82,6 +82,29 @@ def peak_kib(pid: int) -> int:
     return int(found[1])
 
 
+def test_requests_whose_clients_leave_take_no_memory(nginx: Callable[..., Nginx]) -> None:
+    """N8: a worker that is busy reads nothing; what nobody waits for any more is not kept for it."""
+    site = "location / { wsgi_process_group g; wsgi_script {apps}/ends.wsgi; }"
+    server = nginx(site, http_config="wsgi_daemon_process g processes=1 threads=1;", workers=1, start=False)
+    server.write("ends.wsgi", APP)
+    server.start()
+    many, access = 4000, server.logs / "access.log"
+    with server.connect() as busy:
+        busy.send(http.build(target="/answer?busy"))
+        assert busy.head().status == 200
+        (process,) = server.server_processes()
+        before = peak_kib(process.pid)
+        for _ in range(many):
+            with server.connect() as c:
+                c.send(http.build("POST", "/answer?none", body=b"x" * 7000))
+        wait_until(lambda: access.read_text().count('" 499 ') == many, 30, "all have left")
+        assert peak_kib(process.pid) - before < 12 << 10
+        for what in ("end", "close"):
+            (server.scratch / f"{what}-busy").touch()
+        assert busy.body(http.Response("1.1", 200, "", [("Transfer-Encoding", "chunked")])).body == b"onetwo"
+    assert server.get("/small").status == 200
+
+
 @pytest.mark.parametrize("place", ["", "/unbuffered", "/kept"])
 def test_records_before_the_head_take_no_memory(site: Callable[..., Nginx], place: str) -> None:
     """N7, N21: what an application logs before its head goes through nginx's first buffer, however much it is; a buffer that

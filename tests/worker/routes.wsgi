@@ -72,6 +72,17 @@ def slow_stream(environ, start):
     yield b"second"
 
 
+def ticks(environ, start):
+    start("200 OK", [])
+
+    def parts():
+        while True:
+            yield b"tick"
+            time.sleep(0.1)
+
+    return Closing(parts())
+
+
 def big(environ, start):
     start("200 OK", [])
     return [b"a" * 100_000, b"b" * 200_000, b"c"]

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import struct
+import subprocess
 import threading
 import time
 
@@ -177,6 +178,15 @@ def test_a_stream_alights_in_the_middle(lane):
     assert lane.request("/").body == b"hello"
 
 
+def test_a_stream_of_small_parts_gets_a_connection(lane):
+    """On the lane its application would not learn that the client has left."""
+    at = lane.post("/ticks")
+    driver.wait_for(lambda: lane.pump() or at in lane.adopted, "a connection")
+    lane.adopted[at].sock.close()
+    lane.worker.table.wait_free(at[0])
+    assert lane.request("/").body == b"hello"
+
+
 def test_a_file(lane, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(os.urandom(100_000))
@@ -248,6 +258,50 @@ def test_a_server_that_does_not_read(lane):
         wait_free(lane)
         for at in ats:
             assert lane.answer(at).body == body
+
+
+def test_a_server_that_never_reads(lane):
+    """The worker reads from it only as long as it can keep the answers."""
+    body, posted = os.urandom(15_000), []
+    lane.sock.settimeout(3)
+    with pytest.raises(TimeoutError):
+        for i in range(1000):
+            lane.worker.table.wait_free(i % ROWS)
+            posted.append(lane.post("/echo", body=body, row=i % ROWS))
+    assert 32 < len(posted) < 200
+    lane.sock.settimeout(driver.DEADLINE)
+    for at in posted:
+        assert lane.answer(at).body == body
+    # of the last one a part has been sent
+    assert lane.worker.get("/", row=(len(posted) + 1) % ROWS).body == b"hello"
+
+
+def test_the_end_waits_for_answers(lane):
+    """Those that the socket has not taken yet."""
+    process, body = lane.worker.process, os.urandom(15_000)
+    ats = [lane.post("/echo", body=body) for _ in range(ROWS)]
+    wait_free(lane)
+    lane.worker.tell(op="exit", timeout=20, reason="shutdown_signal")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    for at in ats:
+        assert lane.answer(at).body == body
+    assert process.wait(10) == 0
+
+
+@pytest.mark.long
+def test_a_lane_in_use_is_not_idle(start):
+    """Connections that are idle for 60 s are closed when there are many; this one has a request each second."""
+    worker = start(threads=1)
+    with driver.Lane(worker) as c:
+        c.request("/")
+        others = [worker.connect() for _ in range(4)]
+        for _ in range(65):
+            assert c.request("/").body == b"hello"
+            time.sleep(1)
+        assert others[0].closed()
+        for other in others:
+            other.sock.close()
 
 
 def test_a_server_that_leaves(start):
@@ -326,8 +380,23 @@ def test_no_descriptor_is_left(lane):
     assert lane.worker.wait_log("MWR0425")
     wait_free(lane)
     assert lane.request("/").body == b"hello"
+    # of many records some are lost, and nothing else
+    r = lane.answer(lane.post("/flood"))
+    assert r.body == b"done" and r.abort is None and "MWR0427" in r.log_text
+    wait_free(lane)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     assert lane.answer(lane.post("/big")).done
+
+
+def test_no_high_descriptor_is_left(lane):
+    """The same where there are descriptors, but none that the application's select(2) does not need."""
+    resource.prlimit(lane.worker.process.pid, resource.RLIMIT_NOFILE, (200, 200))
+    at = lane.post("/big")
+    aborted = struct.pack("<IBBHB", 1, driver.ABORT, 0, 0, driver.INTERNAL)
+    while not lane.inboxes.get(at, b"").endswith(aborted):
+        lane.pump()
+    wait_free(lane)
+    assert lane.request("/").body == b"hello"
 
 
 BAD = {

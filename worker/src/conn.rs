@@ -91,6 +91,8 @@ pub struct Outbound {
     pub gone: bool,
     /// Bytes of this request's answer that went out on its lane.
     pub replied: usize,
+    /// Since when.
+    pub replied_since: Option<Instant>,
     /// Bytes of its records.
     pub logged: usize,
 }
@@ -324,7 +326,7 @@ impl Conn {
     /// Makes sure that there is a socket. May wait. Never with the GIL held.
     fn alight(self: &Arc<Self>, out: &mut Outbound) -> Result<(), Gone> {
         match self.rides() {
-            Some(ride) if !out.gone => ride.adopt(self, true).map(drop).inspect_err(|_| out.gone = true),
+            Some(ride) if !out.gone => ride.adopt(self).inspect_err(|_| out.gone = true),
             Some(_) => Err(Gone),
             None => Ok(()),
         }
@@ -431,7 +433,6 @@ impl Conn {
 
     /// Receives towards one frame, into `buf` if it fits there in one go.
     pub fn receive(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Frame, Bad> {
-        inbound.since = Instant::now();
         if inbound.buf.is_empty() {
             let Some(n) = self.read(inbound, buf)? else { return Ok(Frame::Partial) };
             if n == 0 {
@@ -469,7 +470,9 @@ impl Conn {
         }
     }
 
+    /// One read: how many bytes, 0 for the end, `None` where nothing is there.
     pub fn read(&self, inbound: &mut Inbound, buf: &mut [u8]) -> Result<Option<usize>, Bad> {
+        inbound.since = Instant::now();
         match sys::receive(self.raw(), buf) {
             Ok(got) => {
                 // Less than was asked for: a stream socket had no more, unless it stopped at a descriptor.

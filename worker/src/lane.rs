@@ -20,14 +20,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, SockFlag, SockType, send, sendmsg, socketpair};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that may wait for room in a lane's socket before records of the log are dropped.
 const MOST_WAITING: usize = 256 * 1024;
+/// Bytes that may wait before no more requests are read.
+const MOST_OWED: usize = 1024 * 1024;
 /// Bytes of records after which a request gets a connection of its own.
 const MOST_LOGGED: usize = 64 * 1024;
+/// After this long since its first part an answer gets a connection of its own: on a lane its application would never
+/// learn that the client has left.
+const LONG: Duration = Duration::from_secs(1);
 
 /// A request that came on a lane and is not over: the lane is in use for as long as this lives.
 pub struct Seat(Arc<Conn>);
@@ -67,13 +72,15 @@ impl Ride {
         drop(lock(&self.seat).take());
     }
 
-    /// Sends whole frames as a REPLY, without waiting. `Ok(false)`: they are too many, [`Ride::adopt`] must be used.
+    /// Sends whole frames as a REPLY, without waiting. `Ok(false)`: they are too many or come too late, [`Ride::adopt`]
+    /// must be used.
     pub fn reply(&self, own: &mut Outbound, head: &[u8], data: &[u8]) -> Result<bool, Gone> {
         let n = head.len() + data.len();
         if n == 0 {
             return Ok(true);
         }
-        if own.replied + n > limits::MAX_REPLY {
+        let late = own.replied_since.get_or_insert_with(Instant::now).elapsed() > LONG;
+        if late || own.replied + n > limits::MAX_REPLY {
             return Ok(false);
         }
         own.replied += n;
@@ -95,7 +102,10 @@ impl Ride {
     pub fn log(&self, own: &mut Outbound, conn: &Arc<Conn>, frame: &[u8]) -> Result<bool, Gone> {
         own.logged += frame.len();
         if own.logged > MOST_LOGGED {
-            return Ok(self.adopt(conn, false)? && send(conn.raw(), frame, send_flags()) == Ok(frame.len()));
+            // Without a descriptor the record is dropped, not the answer.
+            let Some((own, other)) = pair() else { return Ok(false) };
+            let moved = self.change(conn, own, &other, false)?;
+            return Ok(moved && send(conn.raw(), frame, send_flags()) == Ok(frame.len()));
         }
         let lane = &self.lane;
         let mut out = lane.outbound();
@@ -120,26 +130,33 @@ impl Ride {
         }
     }
 
-    /// Gives `conn`, whose way back this is, a socket, and the server the other end. With `block` waits for room on the
-    /// lane (never with the GIL held); `Ok(false)`: there is none. Under the lock of what `conn` sends.
-    pub fn adopt(&self, conn: &Arc<Conn>, block: bool) -> Result<bool, Gone> {
+    /// Says that there will be no answer, or no more of it.
+    pub fn abort(&self) {
+        let mut frame = Vec::new();
+        encode::abort(&mut frame, AbortReason::Internal, 0);
+        self.last_word(&frame);
+    }
+
+    /// Gives `conn`, whose way back this is, a socket, and the server the other end. Waits for room on the lane (never with
+    /// the GIL held). Under the lock of what `conn` sends.
+    pub fn adopt(&self, conn: &Arc<Conn>) -> Result<(), Gone> {
+        let Some((own, other)) = pair() else {
+            self.abort();
+            return Err(Gone);
+        };
+        self.change(conn, own, &other, true).map(drop)
+    }
+
+    fn change(&self, conn: &Arc<Conn>, own: Fd, other: &OwnedFd, block: bool) -> Result<bool, Gone> {
         let shared = shared::get().ok_or(Gone)?;
-        let kind = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (own, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, kind).map_err(|e| {
-            shared.log_seldom(&format!("MWR0425: no connection for an answer can be made: {e}"));
-            let mut frame = Vec::new();
-            encode::abort(&mut frame, AbortReason::Internal, 0);
-            self.last_word(&frame);
-            Gone
-        })?;
-        let own = Fd::new(own).map_err(|_| Gone)?;
-        if !self.hand_over(&other, block)? {
+        if !self.hand_over(other, block)? {
             return Ok(false);
         }
         shared.add_link(conn, own).map_err(|_| Gone)?;
         Ok(true)
     }
 
+    /// Sends ADOPT. `Ok(false)`: there is no room on the lane, and not to `block`.
     fn hand_over(&self, other: &OwnedFd, block: bool) -> Result<bool, Gone> {
         let lane = &self.lane;
         let mut frame = Vec::new();
@@ -184,6 +201,26 @@ impl Ride {
     }
 }
 
+/// Two ends of a new connection; `None` for want of descriptors, which is logged.
+fn pair() -> Option<(Fd, OwnedFd)> {
+    let kind = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socketpair(AddressFamily::Unix, SockType::Stream, None, kind);
+    match made.and_then(|(own, other)| Ok((Fd::new(own)?, other))) {
+        Ok(pair) => Some(pair),
+        Err(e) => {
+            if let Some(shared) = shared::get() {
+                shared.log_seldom(&format!("MWR0425: no connection for an answer can be made: {e}"));
+            }
+            None
+        }
+    }
+}
+
+/// Whether so much waits that its server process must read before it is read from.
+pub fn is_full(lane: &Conn) -> bool {
+    lane.outbound().pending.len() > MOST_OWED
+}
+
 /// Sends what waits on a lane.
 pub fn flush(lane: &Conn) {
     push(lane, &mut lane.outbound());
@@ -200,7 +237,7 @@ fn push(lane: &Conn, out: &mut Outbound) {
             Ok(n) => drop(out.pending.drain(..n)),
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
-                if !lane.stalled.swap(true, Relaxed) {
+                if !lane.stalled.swap(true, SeqCst) {
                     raise(lane);
                 }
                 return;
@@ -214,7 +251,7 @@ fn push(lane: &Conn, out: &mut Outbound) {
     if out.pending.capacity() > MOST_WAITING {
         out.pending = Vec::new();
     }
-    if lane.stalled.load(Relaxed) && lane.stalled.swap(false, Relaxed) {
+    if lane.stalled.load(SeqCst) && lane.stalled.swap(false, SeqCst) {
         raise(lane);
     }
 }

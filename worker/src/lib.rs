@@ -141,13 +141,14 @@ fn request_exit(reason: &str, timeout: f64) -> PyResult<()> {
     Ok(())
 }
 
-/// Waits until no request runs but those given up, at most half of the time that is left until the deadline.
+/// Waits until no request runs but those given up and their answers have been sent, at most half of the time that is left
+/// until the deadline.
 #[pyfunction]
 fn wait_idle(py: Python<'_>) -> PyResult<bool> {
     let shared = shared()?;
     let Some(exit) = shared.exit() else { return Ok(true) };
     let until = Instant::now() + exit.deadline.saturating_duration_since(Instant::now()) / 2;
-    Ok(py.detach(|| poll_until(until, || shared.inside() <= shared.watch.lost())))
+    Ok(py.detach(|| poll_until(until, || shared.inside() <= shared.watch.lost() && shared.lanes_sent())))
 }
 
 /// Waits until the supervisor has every message, at most a second.

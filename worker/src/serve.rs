@@ -294,6 +294,12 @@ fn inspect(shared: &Shared, conn: Arc<Conn>, hung_up: bool, buf: &mut [u8]) -> O
         if inbound.lane {
             if conn.stalled.load(Relaxed) {
                 lane::flush(&conn);
+                if lane::is_full(&conn) {
+                    // An event comes when there is room, and with it what has not been read.
+                    drop(inbound);
+                    shared.leave_conn(&conn, true);
+                    return None;
+                }
             }
             match lane::read(shared, &conn, &mut inbound, buf) {
                 Ok(true) => {
@@ -500,6 +506,10 @@ impl Server {
             conn.inbound().stream_tail = request.body_stream;
         }
         if let Some(ride) = &conn.ride {
+            if !alive && conn.link().is_none() {
+                // The end of a connection would tell it; the row is free, so nobody looks at it any more.
+                ride.abort();
+            }
             ride.end();
         }
         if alive {

@@ -263,20 +263,23 @@ impl Shared {
         if block {
             self.waiting.fetch_add(1, SeqCst);
         }
-        let found = self.queued().or_else(|| self.fetched().or_else(|| self.fetch(block, many)).map(Found::Event));
+        let found = self
+            .queued(block as usize)
+            .or_else(|| self.fetched().or_else(|| self.fetch(block, many)).map(Found::Event));
         if block {
             self.waiting.fetch_sub(1, SeqCst);
         }
         found
     }
 
-    fn queued(&self) -> Option<Found> {
+    /// A request that is queued. If there are more, one of those that wait is woken, of which `own` are this one.
+    fn queued(&self, own: usize) -> Option<Found> {
         let mut queued = lock(&self.queued);
         let work = queued.pop_front()?;
         let more = !queued.is_empty();
         drop(queued);
         if more {
-            self.ring(1);
+            self.ring(own);
         }
         Some(Found::Work(work))
     }
@@ -288,6 +291,9 @@ impl Shared {
 
     /// Queues requests for whoever asks next.
     pub fn queue_up(&self, works: Vec<Work>) {
+        if works.is_empty() {
+            return;
+        }
         lock(&self.queued).extend(works);
         // See `keep`: a thread that has begun to wait may have looked before.
         self.ring(0);
@@ -310,6 +316,12 @@ impl Shared {
         // Copied: sending takes other locks.
         let lanes: Vec<Arc<Conn>> = lock(&self.lanes).clone();
         lanes.iter().for_each(|l| lane::flush(l));
+    }
+
+    /// Sends what waits on lanes; whether nothing is left.
+    pub fn lanes_sent(&self) -> bool {
+        self.flush_lanes();
+        lock(&self.lanes).iter().all(|l| !l.has_pending())
     }
 
     fn fetched(&self) -> Option<Event> {
@@ -341,6 +353,7 @@ impl Shared {
             for event in std::mem::take(&mut *lock(&self.fetched)) {
                 match self.conn(event.key) {
                     Some(conn) => self.raise(&conn),
+                    None if event.key == BELL => self.ring(own),
                     None => self.rearm_listener(),
                 }
             }
@@ -401,9 +414,16 @@ impl Shared {
 
     /// Makes an event for a connection if there is anything to read, and for all that comes later.
     pub fn raise(&self, conn: &Conn) {
-        let mut flags = conn_flags();
-        flags.set(EpollFlags::EPOLLOUT, conn.stalled.load(Relaxed));
-        self.watch(conn, flags);
+        loop {
+            let stalled = conn.stalled.load(SeqCst);
+            let mut flags = conn_flags();
+            flags.set(EpollFlags::EPOLLOUT, stalled);
+            self.watch(conn, flags);
+            // Two threads may do this at once: the later call must not be the one that knew less.
+            if conn.stalled.load(SeqCst) == stalled {
+                return;
+            }
+        }
     }
 
     fn watch(&self, conn: &Conn, flags: EpollFlags) {
