@@ -34,34 +34,8 @@ profile=${MWR_PROFILE:-debug}
 cp "target/$profile/mod-wsgi-rs" "$out/mod-wsgi-rs"
 scripts/worker-files.sh "$out/libmod_wsgi_worker.so" "$out/worker"
 
-# APR with pools that can be watched, from the source package of the installed one.
-apr=$where/apr/.libs/libapr-1.so.0
-if [ ! -f "$apr" ]; then
-    command -v dpkg-source >/dev/null || {
-        as_root=; [ "$(id -u)" = 0 ] || as_root=sudo
-        $as_root apt-get install -q -y --no-install-recommends dpkg-dev
-    }
-    rm -rf "$where/apt" "$where/apr"
-    mkdir -p "$where/apt/parts" "$where/apt/state/lists/partial" "$where/apt/cache/archives/partial"
-    for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-        [ ! -f "$f" ] || sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$f" >"$where/apt/parts/$(basename "$f")"
-    done
-    [ ! -f "$where/apt/parts/sources.list" ] || mv "$where/apt/parts/sources.list" "$where/apt/parts/main.list"
-    apt="-q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts=$where/apt/parts -o Dir::State=$where/apt/state"
-    apt="$apt -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$where/apt/cache -o APT::Sandbox::User=root"
-    version=$(dpkg-query -W -f '${source:Version}' libapr1 2>/dev/null || dpkg-query -W -f '${source:Version}' libapr1t64)
-    # shellcheck disable=SC2086 # words are meant to be split
-    (cd "$where/apt" && apt-get $apt update && apt-get $apt source "apr=$version")
-    mv "$where"/apt/apr-*/ "$where/apr"
-    (
-        cd "$where/apr"
-        # as Debian configures it, as far as its layout of structures goes
-        ./configure --enable-pool-debug=yes --enable-allocator-uses-mmap --with-devrandom=/dev/urandom \
-            --enable-other-child CFLAGS='-O1 -g -fno-omit-frame-pointer' >configure.log 2>&1
-        make -j"$(nproc)" >make.log 2>&1 || { tail -20 make.log >&2; exit 1; }
-    )
-fi
-nm -D "$apr" | grep -q ' T apr_palloc_debug' || { echo "$0: APR was not built with pool debugging" >&2; exit 1; }
+. scripts/apr-own.sh
+own_apr "$PWD/build/apr"
 
 cat >"$where/httpd" <<END
 #!/bin/sh

@@ -41,5 +41,5 @@ so=$where/module/$module_name
 nm -D "$so" | grep -q ' U __asan_' || { echo "$0: the module was not built with AddressSanitizer" >&2; exit 1; }
 
 [ $# -gt 0 ] || set -- -k nginx tests/conformance tests/nginx
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:max_free_fill_size=65536:free_fill_byte=0xdb
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:max_free_fill_size=65536:free_fill_byte=219
 MWR_PROFILE=$profile MWR_NGINX=$where/source/objs/nginx MWR_NGINX_SO=$so exec build/venv/bin/python -m pytest -q "$@"

@@ -76,9 +76,11 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.loads: list[float] = []
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
+        self.loads.append(os.getloadavg()[0])
 
     def text(self) -> str:
         order = list(dict.fromkeys(r.fault for r in self.rows))
@@ -92,7 +94,8 @@ class Table:
         _, end, after = rest.partition(END)
         assert begin and end, f"{path} has no place for the table"
         day = datetime.date.today().isoformat()
-        head = f"Measured {day}, 8 clients, 2 processes of 5 threads, one machine with {os.cpu_count()} processors."
+        head = f"Measured {day}, 8 clients, 2 processes of 5 threads, one machine with {os.cpu_count()} processors, whose load was "
+        head += f"{min(self.loads):.0f} to {max(self.loads):.0f} (average of a minute, other work included)."
         path.write_text(f"{before}{begin}\n{head}\n\n{self.text()}{end}{after}")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import pwd
 import resource
 import shutil
 import signal
@@ -372,3 +373,44 @@ def test_f8_clock_jumps(run: Run, front: Make, tmp_path: pathlib.Path) -> None:
         f.server.stop()
     finally:
         shutil.rmtree(place)
+
+
+#: nginx's directories for bodies and answers, each on a file system of 2 MiB of their own
+SMALL = (
+    "mount --make-rprivate / && for d in {prefix}/tmp-client_body {prefix}/tmp-wsgi; do install -d $d && "
+    'mount -t tmpfs -o size=2m,mode=700,uid={uid} tmpfs $d || exit 1; done && exec "$@"'
+)
+
+
+@pytest.mark.root
+def test_f8_disk_full_on_nginx(front_of: Callable[..., Hosted]) -> None:
+    """F8: nginx keeps large bodies and answers in files of its own. Without room for a body: its own 500, the application has
+    not run; without room for an answer: the connection breaks off visibly, and the worker is free; with room again all is
+    served. (apache/test_spool.py has the same for httpd.)"""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    uid = pwd.getpwnam(product.server_user()[0]).pw_uid
+    wrap = ["unshare", "-m", "sh", "-c", SMALL.replace("{uid}", str(uid)), "sh"]
+    f = front_of("nginx", wrap=wrap, plan=MEMORY)
+    f.server.expect_log(r"tmp-client_body.* failed \(28: No space left on device\)")
+    full = r"tmp-wsgi.*( failed \(28: No space left on device\)| has written only )"
+    f.server.expect_log(full)
+    body = counted.payload("full", 5 << 20)
+    assert f.get("/post?id=full", method="POST", body=body).status == 500
+    assert f.get("/post?id=small", method="POST", body=body[:60_000]).status == 200
+    before = f.workers()
+    with http.Connection(f.port) as c:
+        c.send(http.build("GET", "/big?id=big&size=64"))
+        f.server.log.wait(full)
+        r = c.response()
+        assert not r.complete and len(r.body) < 64 << 20, "cut, and not ended"
+    wait_until(lambda: all((w["sent"], w["running"]) == (0, 0) for w in f.server.workers()), 10, "the thread is free")
+    assert f.workers() == before and "full" not in counted.begun(f.ids)
+    for name in ("client_body", "wsgi"):
+        where = f"{f.server.prefix}/tmp-{name}"
+        command = ["nsenter", "-m", "-t", str(f.server.pid), "mount", "-o", "remount,size=200m", where]
+        subprocess.run(command, check=True)
+    assert f.get("/post?id=room", method="POST", body=body).status == 200
+    with f.load("room") as load:
+        load.more(200)
+    counted.tally(load.results, f.ids).clean()
