@@ -103,7 +103,8 @@ def test_server(probe: str, words: Words, start) -> None:
     c = start(probe).ready()
     assert json.loads(c.get(READY).body)["uid"] == 1001
     assert c.get().header("Server").startswith(words.name)
-    assert f"\n{words.name} " in c.output("stdout")
+    # the engine passes on what is written a little later
+    wait_until(lambda: f"\n{words.name} " in c.output("stdout"), 10, "the server's name on the standard output")
 
 
 def test_stop_drains(probe: str, start) -> None:
