@@ -266,7 +266,14 @@ impl Table {
             let r = if first + i < rows { first + i } else { first + i - rows };
             if let Some(word) = row::take(self.row(s, r), client) {
                 self.slot_word(s, slot::IN_USE).fetch_add(1, Relaxed);
-                return Some(Lease { slot: s, slot_generation, row: r, word });
+                let lease = Lease { slot: s, slot_generation, row: r, word };
+                // The slot may have been drained and given to another worker since it was looked at: that one would never
+                // claim this. From here on it cannot: a draining slot waits for its rows.
+                if self.slot(s).0 != slot_generation {
+                    self.recall(&lease);
+                    return None;
+                }
+                return Some(lease);
             }
         }
         None

@@ -149,6 +149,15 @@ fn supervisor(w: &World) {
     }
 }
 
+/// Ends the workers when it goes.
+struct StopWorkers<'a>(&'a World);
+
+impl Drop for StopWorkers<'_> {
+    fn drop(&mut self) {
+        self.0.stop_workers.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn requests_run_exactly_once() {
     let shape = Shape { slots: SLOTS, threads: 2, rows: 5 };
@@ -175,6 +184,8 @@ fn requests_run_exactly_once() {
         drains: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
+        // Also when the supervisor fails: the scope waits for the workers.
+        let _stop = StopWorkers(&w);
         let clients: Vec<_> = (0..CLIENTS)
             .map(|i| {
                 scope.spawn({
@@ -223,4 +234,49 @@ fn requests_run_exactly_once() {
         abandoned.len()
     );
     assert!(seen.iter().all(|n| *n > 0) && !abandoned.is_empty(), "a race that was not run: {seen:?}");
+}
+
+/// A row is never taken for a worker that has gone: whoever is slow between looking at a slot and taking its row finds out.
+#[test]
+fn a_row_is_taken_of_the_worker_that_is_there() {
+    let shape = Shape { slots: 1, threads: 2, rows: 4 };
+    let (table, _fd) = Table::create(shape).unwrap();
+    let generation = table.begin_slot(0);
+    table.open_rows(0, generation);
+    let (table, stop) = (&table, &AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (1..4u32)
+            .map(|number| {
+                scope.spawn(move || {
+                    let (mut taken, mut wrong) = (0u32, 0u32);
+                    while !stop.load(SeqCst) {
+                        if let Some(lease) = table.take(0, number as u16, number) {
+                            taken += 1;
+                            // It cannot change any more: a slot that drains waits for its rows.
+                            wrong += u32::from(table.slot(0).0 != lease.slot_generation);
+                            table.recall(&lease);
+                        }
+                    }
+                    (taken, wrong)
+                })
+            })
+            .collect();
+        let start = Instant::now();
+        let mut workers = 0;
+        while start.elapsed() < Duration::from_secs(1) {
+            table.set_slot(0, table.slot(0).0, SlotState::Draining);
+            while table.drain_rows(0) != 0 {
+                std::hint::spin_loop();
+            }
+            table.set_slot(0, table.slot(0).0, SlotState::Empty);
+            let generation = table.begin_slot(0);
+            table.open_rows(0, generation);
+            workers += 1;
+        }
+        stop.store(true, SeqCst);
+        let (taken, wrong) =
+            clients.into_iter().map(|c| c.join().unwrap()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        assert!(workers > 100 && taken > 100, "a race that was not run: {workers} workers, {taken} rows");
+        assert_eq!(wrong, 0, "of {taken} rows and {workers} workers");
+    });
 }
