@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -345,6 +346,27 @@ def fork_lists(environ, start):
     os.waitpid(pid, 0)
     start("200 OK", [])
     return [os.read(r, 65536)]
+
+
+def fork_ended(environ, start):
+    """Ends children as early as can be: how many have not ended by it."""
+    lasting = 0
+    for _ in range(300):
+        pid = os.fork()
+        if not pid:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + 5
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > until:
+                lasting += 1
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                break
+            time.sleep(0.001)
+    start("200 OK", [])
+    return [b"%d" % lasting]
 
 
 def fork_sleeps(environ, start):

@@ -209,6 +209,14 @@ def test_killed_worker_with_a_living_child(worker):
             os.kill(child, signal.SIGKILL)
 
 
+def test_signals_of_a_child_that_begins(worker):
+    """R18: what ends a child of the application ends it from its first moment; nothing of the worker's takes the signal."""
+    assert worker.get("/fork_ended").body == b"0"
+    # and the worker still hears its own
+    worker.process.terminate()
+    assert worker.process.wait(20) == 0
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(worker, method):
     assert worker.get("/multi", environ={"QUERY_STRING": method}).body == b"[1, 2, 3]"

@@ -10,6 +10,9 @@ import time
 
 from . import _worker, api, events, files, mainthread, report, scripts, streams
 
+# Signals that mean something to a worker, and nothing to the children that its application forks.
+STOP = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1)
+EVENT = (_signal.SIGHUP, _signal.SIGUSR2)
 # Signal on which the stacks of all threads are written to descriptor 2, also while C code holds the GIL.
 STACKS = _worker.stacks_signal()
 
@@ -49,11 +52,14 @@ class Worker:
         faulthandler.enable(file=2)
         faulthandler.register(STACKS, file=2, all_threads=True, chain=False)
         _signal.set_wakeup_fd(self.wakeup_fd, warn_on_full_buffer=False)
-        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
+        for number in STOP:
             _signal.signal(number, self.on_stop)
-        for number in (_signal.SIGHUP, _signal.SIGUSR2):
+        for number in EVENT:
             _signal.signal(number, self.on_signal)
-        os.register_at_fork(after_in_child=self.after_fork)
+        self.forking = threading.local()
+        os.register_at_fork(
+            before=self.before_fork, after_in_parent=self.after_fork_in_parent, after_in_child=self.after_fork_in_child
+        )
         api.install(plan)
         if plan["reload_on_changes"]:
             files.begin()
@@ -117,17 +123,24 @@ class Worker:
     def on_signal(self, number, _frame):
         events.process_signal(number, "SIGHUP" if number == _signal.SIGHUP else "SIGUSR2")
 
-    def after_fork(self):
+    def before_fork(self):
+        """A signal that reached the child before it has its own dispositions would be lost there: it has to wait."""
+        self.forking.mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, STOP + EVENT)
+
+    def after_fork_in_parent(self):
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self.forking.mask)
+
+    def after_fork_in_child(self):
         """In a child that the application forked: nothing of ours stays open, and its signals are its own."""
         _worker.after_fork_in_child()
         other = _signal.set_wakeup_fd(-1)
         if other not in (-1, self.wakeup_fd):
             _signal.set_wakeup_fd(other)
-        for number in (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGHUP, _signal.SIGUSR2):
+        for number in STOP + EVENT:
             if _signal.getsignal(number) in (self.on_stop, self.on_signal):
-                _signal.signal(number, _signal.SIG_DFL)
-        if _signal.getsignal(_signal.SIGINT) == self.on_stop:
-            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+                own = _signal.default_int_handler if number == _signal.SIGINT else _signal.SIG_DFL
+                _signal.signal(number, own)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self.forking.mask)
 
     def wait(self):
         while True:
