@@ -4,35 +4,14 @@
 # used after its pool has gone is found. For nginx see scripts/nginx-poisoned.sh. Everything lies in build/asan; nothing is installed
 # but packages for the build.
 #   scripts/asan.sh [arguments of pytest]     default: the conformance suite on event
-# The switch of rustc is not stable: RUSTC_BOOTSTRAP=1, for these builds alone. rustc leaves the runtime of a shared library
-# undefined, so gcc's is loaded before anything else; both speak version 8 of the interface.
 set -eu
-cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
-scripts/setup.sh test
-scripts/venv.sh
-where=$PWD/build/asan
-target=$(rustc -vV | sed -n 's/^host: //p')
-mkdir -p "$where"
+sanitizer=address prefix=asan
+. "$(dirname "$0")/sanitizer.sh"
 
-# gcc brings the runtime.
-asan=$(gcc -print-file-name=libasan.so)
-asan=$(readlink -f "$asan")
-[ -f "$asan" ] || { echo "$0: no libasan beside gcc: install libasan8" >&2; exit 1; }
-
-RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address -Cforce-frame-pointers=yes' CARGO_TARGET_DIR=$where/target \
-    PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1 \
-    cargo build --locked --target "$target" -p mod-wsgi-rs -p mod-wsgi-worker
-out=$where/target/$target/debug
-for so in libmod_wsgi_rs.so libmod_wsgi_worker.so; do
-    nm -D "$out/$so" | grep -q ' U __asan_' || { echo "$0: $so was not built with AddressSanitizer" >&2; exit 1; }
-done
-
-# The binary is an ordinary one (its threads and its parsers are fuzzed), beside the module, where it is looked for.
-profile=${MWR_PROFILE:-debug}
-[ -f "target/$profile/mod-wsgi-rs" ] || make build PROFILE="$([ "$profile" = debug ] && echo dev || echo "$profile")"
-cp "target/$profile/mod-wsgi-rs" "$out/mod-wsgi-rs"
-scripts/worker-files.sh "$out/libmod_wsgi_worker.so" "$out/worker"
+# Both speak version 8 of the interface.
+asan=$(runtime libasan libasan8)
+instrumented build -p mod-wsgi-rs -p mod-wsgi-worker
+lay_out libmod_wsgi_rs.so libmod_wsgi_worker.so
 
 . scripts/apr-own.sh
 own_apr "$PWD/build/apr"

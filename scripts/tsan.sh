@@ -3,47 +3,28 @@
 # (event: many threads in a process) and the worker's extension, behind httpd and nginx, in tests against real servers. The standard library is
 # built with it too (component rust-src): without that it cannot see what keeps threads apart. Everything lies in build/tsan.
 #   scripts/tsan.sh [arguments of pytest]     default: concurrency, streaming, bodies, leaving and failing, on event and nginx
-# The switches of rustc are not stable: RUSTC_BOOTSTRAP=1, for these builds alone. httpd and Python are ordinary ones: what
-# they do with pthreads is seen, their memory is not, so that a report counts where code of ours takes part in it.
+# httpd and Python are ordinary ones: what they do with pthreads is seen, their memory is not, so that a report counts where
+# code of ours takes part in it.
 set -eu
-cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
-scripts/setup.sh test
-scripts/venv.sh
-where=$PWD/build/tsan
-target=$(rustc -vV | sed -n 's/^host: //p')
-mkdir -p "$where"
+sanitizer=thread prefix=tsan
+. "$(dirname "$0")/sanitizer.sh"
 [ -f "$(rustc --print sysroot)/lib/rustlib/src/rust/library/std/src/lib.rs" ] || rustup component add rust-src
 
-instrumented() {
-    command=$1
-    shift
-    RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=thread -Cforce-frame-pointers=yes' CARGO_TARGET_DIR=$where/target \
-        PYO3_BUILD_EXTENSION_MODULE=1 PYO3_NO_PYTHON=1 cargo "$command" --locked -Zbuild-std --target "$target" "$@"
-}
-instrumented test -q -p mod-wsgi-scoreboard --test stress
-instrumented test -q -p mod-wsgi-core --lib
+instrumented test -Zbuild-std -q -p mod-wsgi-scoreboard --test stress
+instrumented test -Zbuild-std -q -p mod-wsgi-core --lib
 [ -f /usr/share/nginx/src/configure ] && nginx=libngx_http_wsgi_rs_module.so || nginx=
-instrumented build -p mod-wsgi-rs -p mod-wsgi-worker ${nginx:+-p ngx-http-wsgi-rs}
-out=$where/target/$target/debug
-for so in libmod_wsgi_rs.so libmod_wsgi_worker.so $nginx; do
-    nm -D "$out/$so" | grep -q ' U __tsan_' || { echo "$0: $so was not built with ThreadSanitizer" >&2; exit 1; }
-done
+instrumented build -Zbuild-std -p mod-wsgi-rs -p mod-wsgi-worker ${nginx:+-p ngx-http-wsgi-rs}
 
-# rustc leaves the runtime of a shared library undefined, and its own cannot be loaded as one: gcc's, which is there before
-# anything else, and the three names that it does not have.
-tsan=$(readlink -f "$(gcc -print-file-name=libtsan.so)")
-[ -f "$tsan" ] || { echo "$0: no libtsan beside gcc: install libtsan2" >&2; exit 1; }
+# rustc's own runtime cannot be loaded as a library; gcc's lacks three names.
+tsan=$(runtime libtsan libtsan2)
 cc -shared -fPIC -O1 -fno-builtin -x c -o "$where/names.so" - <<END
 #include <string.h>
 void *__tsan_memcpy(void *to, const void *from, size_t n) { return memcpy(to, from, n); }
 void *__tsan_memmove(void *to, const void *from, size_t n) { return memmove(to, from, n); }
 void *__tsan_memset(void *to, int byte, size_t n) { return memset(to, byte, n); }
 END
-profile=${MWR_PROFILE:-debug}
-[ -f "target/$profile/mod-wsgi-rs" ] || make build PROFILE="$([ "$profile" = debug ] && echo dev || echo "$profile")"
-cp "target/$profile/mod-wsgi-rs" "$out/mod-wsgi-rs"
-scripts/worker-files.sh "$out/libmod_wsgi_worker.so" "$out/worker"
+# shellcheck disable=SC2086 # one word, or none
+lay_out libmod_wsgi_rs.so libmod_wsgi_worker.so $nginx
 # httpd hands memory of pools from one thread to another by means that are not seen: with pieces of malloc's it is.
 . scripts/apr-own.sh
 own_apr "$PWD/build/apr"
