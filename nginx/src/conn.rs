@@ -162,7 +162,8 @@ thread_local! {
     static SPARE: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
 }
 
-fn unconnected() -> Result<OwnedFd, Errno> {
+/// A socket that nothing is connected to.
+pub fn unconnected() -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 

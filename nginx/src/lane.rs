@@ -147,13 +147,21 @@ impl Lane {
 
     /// A request leaves: nothing that comes for its row is its any more.
     pub fn alight(&self, row: u16, generation: u32) {
-        if self.take_rider(row, generation).is_some() && self.riding.get() == 0 {
-            if self.leaving.get() {
-                self.close();
-            // SAFETY: null, or the live record.
-            } else if let Some(c) = unsafe { self.c.get().as_mut() } {
-                c.set_idle(1);
-            }
+        if self.take_rider(row, generation).is_some() {
+            self.rest_if_empty();
+        }
+    }
+
+    /// Once nobody rides: idle, or closed where nobody else boards.
+    fn rest_if_empty(&self) {
+        if self.riding.get() > 0 {
+            return;
+        }
+        if self.leaving.get() {
+            self.close();
+        // SAFETY: null, or the live record.
+        } else if let Some(c) = unsafe { self.c.get().as_mut() } {
+            c.set_idle(1);
         }
     }
 
@@ -221,9 +229,7 @@ impl Lane {
     /// Whoever rides stays to the end, nobody else boards.
     pub fn leave(&self) {
         self.leaving.set(true);
-        if self.riding.get() == 0 {
-            self.close();
-        }
+        self.rest_if_empty();
     }
 
     /// Closes the socket. The lane stays as long as somebody refers to it.
@@ -346,9 +352,9 @@ impl Lane {
                     let socket = passed.socket().map_err(|e| e.to_string())?;
                     if let Some(wire) = self.take_rider(of.row, of.row_generation) {
                         conn::adopt(wire, socket);
-                        if self.leaving.get() && self.riding.get() == 0 {
+                        self.rest_if_empty();
+                        if self.c.get().is_null() {
                             // What is left of these bytes is nobody's.
-                            self.close();
                             return Ok((bytes.len(), woken));
                         }
                     }

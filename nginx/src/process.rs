@@ -15,7 +15,6 @@ use mod_wsgi_core::pool::{Limits, Look, Pool};
 use mod_wsgi_core::runtime::{Runtime, is_watched};
 use mod_wsgi_scoreboard::Lease;
 use mod_wsgi_wire::frame::{AbortReason, Level};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -266,7 +265,7 @@ pub fn begin(generation: Rc<Generation>) -> std::io::Result<()> {
     generation.runtime.begin_child()?;
     let link = generation.runtime.shared_link().ok_or_else(|| std::io::Error::other("no link"))?;
     let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)?;
-    let quiet = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let quiet = conn::unconnected()?;
     let (jobs, orders) = channel::<Job>();
     let answers: Answers = Arc::default();
     let (own_link, own_answers, own_bell) = (link.clone(), answers.clone(), bell.try_clone()?);
